@@ -1,0 +1,37 @@
+# Every command creates .venv by itself with the first Python >= 3.12 it finds, on PATH or under pyenv.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SHELL := /bin/sh
+
+.PHONY: demo test check bench clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    watch the research brief run on an embedded PostgreSQL"
+	@echo "make test    lint, types, layers, tests, wheel and sdist"
+	@echo "make check   lint, types and layers alone"
+	@echo "make bench   Baton beside plain Oban: medians and ratios"
+
+demo: $(STAMP)
+	@$(BIN)/baton demo $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m bench $(ARGS)
+
+$(STAMP): pyproject.toml constraints.txt tools/venv.sh
+	@sh tools/venv.sh $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Examples that run. They are shipped as `baton.examples`; `baton demo` runs the research brief."""

@@ -1,0 +1,102 @@
+"""Durable DAG workflows on PostgreSQL and nothing else: steps are Oban jobs, and state follows them by trigger.
+
+    from baton import Baton, Workflow, step
+
+    @step
+    def greet(name: str) -> str:
+        return f"hello {name}"
+
+    workflow = Workflow("greeting")
+    workflow.add("greet", greet.new(name="you"))
+
+    async with Baton.local() as baton:
+        run = await baton.insert(workflow)
+        print(await run.result("greet"))
+
+Everything here is loaded when it is first used, so that importing Baton to define steps does not import a database driver.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from baton._declare import Ref, Step, StepJob, step
+from baton.errors import BatonError
+from baton.workflow import Workflow
+
+if TYPE_CHECKING:
+    from oban import worker
+    from oban.job import Cancel, Snooze
+
+    from baton import errors, migration, testing
+    from baton._states import RunState, StepState
+    from baton._step import StepContext, StepLogFilter, StepWorker, current, results
+    from baton.client import Baton
+    from baton.run import Run
+    from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Baton",
+    "BatonError",
+    "Cancel",
+    "Graph",
+    "Ref",
+    "Run",
+    "RunState",
+    "RunStatus",
+    "RunSummary",
+    "Snooze",
+    "Step",
+    "StepContext",
+    "StepJob",
+    "StepLogFilter",
+    "StepState",
+    "StepStatus",
+    "Workflow",
+    "current",
+    "errors",
+    "migration",
+    "results",
+    "step",
+    "testing",
+    "worker",
+]
+
+# Name to the module that has it; a name of its own module stands for the module.
+_LAZY = {
+    "Baton": "baton.client",
+    "Cancel": "oban.job",
+    "Graph": "baton.snapshot",
+    "Run": "baton.run",
+    "RunState": "baton._states",
+    "RunStatus": "baton.snapshot",
+    "RunSummary": "baton.snapshot",
+    "Snooze": "oban.job",
+    "StepContext": "baton._step",
+    "StepLogFilter": "baton._step",
+    "StepState": "baton._states",
+    "StepStatus": "baton.snapshot",
+    # Not for users: the path under which Oban finds the worker of every step.
+    "StepWorker": "baton._step",
+    "current": "baton._step",
+    "errors": "baton.errors",
+    "migration": "baton.migration",
+    "results": "baton._step",
+    "testing": "baton.testing",
+    "worker": "oban",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except KeyError:
+        raise AttributeError(f"module 'baton' has no attribute {name!r}") from None
+    value = module if _LAZY[name] == f"baton.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,303 @@
+"""The engine's statements, called from Python: ack, claim, give back, sweep, store, insert.
+
+One database function per call, each its own transaction unless a connection is handed in. The pool is the engine's own, so steps
+that hold every connection of the app's pool do not keep a result from being written. Retrying, and what to do with an outcome
+the database refuses, is decided in `_oban`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection, DatabaseError
+from psycopg.pq import TransactionStatus
+from psycopg.rows import class_row
+from psycopg.types.numeric import Int8, Int8Dumper
+from psycopg_pool import AsyncConnectionPool
+
+from baton import _store
+from baton.errors import KeyConflict
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attempt came to. `result` and `meta` are JSON text."""
+
+    job_id: int
+    attempted_at: datetime
+    state: str
+    attempt_change: int | None = None
+    delay: float | None = None
+    error: Mapping[str, object] | None = None
+    meta: str | None = None
+    result: str | None = None
+    reason: str | None = None
+
+    def row(self) -> dict[str, object]:
+        """The outcome as `ack` takes it, without the result, which would be parsed again at every look."""
+        row: dict[str, object] = {"id": self.job_id, "attempted_at": naive_utc(self.attempted_at), "state": self.state}
+        if self.attempt_change is not None:
+            row["attempt_change"] = self.attempt_change
+        if self.delay is not None:
+            row["delay"] = self.delay
+        if self.error is not None:
+            row["error"] = self.error
+        if self.meta is not None:
+            row["meta"] = orjson.Fragment(self.meta)
+        if self.reason is not None:
+            row["reason"] = self.reason
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How many jobs a producer can take, and who it is."""
+
+    queue: str
+    demand: int
+    node: str
+    producer: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """What one call of `ack` did."""
+
+    acked: list[int]
+    queues: list[str]
+    owed: bool
+    claimed: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """One workflow after `insert`: its id, or the id of the live one that has its key."""
+
+    id: UUID
+    inserted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InsertPlan:
+    """Workflows as the columns that `insert` writes; places count from 1."""
+
+    ids: list[UUID]
+    names: list[str]
+    keys: list[str | None]
+    hashes: list[str]
+    steps: list[int]
+    step_columns: tuple[list[Any], ...]
+    dependency: list[int]
+    dependent: list[int]
+    queues: frozenset[str]
+
+
+_ACK: LiteralString = (
+    "SELECT acked, queues, owed, claimed::text FROM /* schema */baton_ack("
+    "%s::jsonb, %s::text[], %s::text, %s::integer, %s::text, %s::uuid, %s::uuid[], %s::text)"
+)
+_INSERT: LiteralString = (
+    "SELECT id, inserted FROM /* schema */baton_insert("
+    "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], %s::text[], "
+    "%s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], %s::text[], %s::boolean[], "
+    "%s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text)"
+)
+
+
+def naive_utc(moment: datetime) -> datetime:
+    """Oban's columns are timestamps without a zone, in UTC."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+class Engine:
+    """The engine's own few connections, and its statements for one schema."""
+
+    def __init__(
+        self, conninfo: Callable[[], Awaitable[str]], *, kwargs: dict[str, Any], prefix: str, origin: str, pool_size: int
+    ) -> None:
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        self._pool_size = pool_size
+        self._pool: AsyncConnectionPool[AsyncConnection] | None = None
+        self._opening = asyncio.Lock()
+        self.prefix = prefix
+        self.origin = origin
+        self.local_producers: list[UUID] = []
+        """Producers of this process, which are woken here and need no notification."""
+
+    async def open(self) -> AsyncConnectionPool[AsyncConnection]:
+        """The pool, opened at first use. Waits until one connection is there."""
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
+                        await self._conninfo(),
+                        kwargs={
+                            "connect_timeout": 10,
+                            "keepalives_idle": 30,
+                            "application_name": "baton engine",
+                            **self._kwargs,
+                            "autocommit": True,
+                        },
+                        min_size=1,
+                        max_size=self._pool_size,
+                        configure=_configure,
+                        open=False,
+                        name="baton-engine",
+                    )
+                    await pool.open()
+                    self._pool = pool
+        return self._pool
+
+    async def close(self) -> None:
+        """Close the connections. The engine opens them again when it is used again."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    def _sql(self, text: LiteralString) -> LiteralString:
+        return _store.render(text, self.prefix)
+
+    async def ack(self, outcomes: Sequence[Outcome], claim: Claim | None = None) -> Acked:
+        """Write outcomes, settle, release and claim, in one statement and one commit."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql(_ACK),
+                    (
+                        orjson.dumps([outcome.row() for outcome in outcomes]).decode(),
+                        [outcome.result for outcome in outcomes],
+                        claim.queue if claim else "",
+                        claim.demand if claim else 0,
+                        claim.node if claim else "",
+                        claim.producer if claim else None,
+                        self.local_producers,
+                        self.origin,
+                    ),
+                )
+            ).fetchone()
+        assert row is not None
+        acked, queues, owed, claimed = row
+        return Acked(acked, queues, owed, orjson.loads(claimed) if claimed else [])
+
+    async def give_back(self, jobs: Sequence[tuple[int, datetime]]) -> None:
+        """Return claimed jobs that never started, with their attempt."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            await conn.execute(
+                self._sql("SELECT /* schema */baton_give_back(%s::bigint[], %s::timestamp[])"),
+                ([job_id for job_id, _ in jobs], [naive_utc(attempted_at) for _, attempted_at in jobs]),
+            )
+
+    async def sweep(self) -> list[str]:
+        """Pay what is owed and repair what could not be settled; returns queues to wake."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql("SELECT /* schema */baton_sweep(%s::uuid[], %s)"), (self.local_producers, self.origin)
+                )
+            ).fetchone()
+        assert row is not None
+        return list(row[0])
+
+    async def store(self, job_id: int, attempted_at: datetime, key: str, value: str) -> bool:
+        """Keep a value before the ack; False when the attempt no longer holds its job."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql("SELECT /* schema */baton_store(%s, %s::timestamp, %s, %s)"),
+                    (Int8(job_id), naive_utc(attempted_at), key, value),
+                )
+            ).fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    async def dependency_results(self, step_id: int, names: Sequence[str] | None) -> dict[str, Any]:
+        """Stored results of a step's dependencies, by name, wrapped as {"value": ...}; all of them for None."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            rows = await (
+                await conn.execute(
+                    _store.load("read_dependency_results", self.prefix),
+                    {"step_id": step_id, "names": None if names is None else list(names)},
+                )
+            ).fetchall()
+        return {name: orjson.loads(result) for name, result in rows}
+
+    async def has_step(self, workflow_id: str, name: str) -> bool:
+        """Whether a run has a step of that name."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql(
+                        "SELECT EXISTS (SELECT FROM /* schema */workflow_nodes WHERE workflow_id = %s::uuid AND name = %s)"
+                    ),
+                    (workflow_id, name),
+                )
+            ).fetchone()
+        return bool(row and row[0])
+
+    async def insert(self, plan: InsertPlan) -> list[Inserted]:
+        """Write workflows in one statement and one commit."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            return await self._insert(plan, conn, self.local_producers, self.origin)
+
+    async def insert_into(self, plan: InsertPlan, conn: AsyncConnection) -> list[Inserted]:
+        """Write workflows in the transaction of a caller's connection, which stays usable whatever happens here."""
+        if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+            return await self._insert(plan, conn, [], None)
+        await conn.execute("SAVEPOINT baton_insert")
+        try:
+            # Whether and when the caller commits is not for us to know, so this process is notified like any other.
+            inserted = await self._insert(plan, conn, [], None)
+        except BaseException:
+            await conn.execute("ROLLBACK TO SAVEPOINT baton_insert")
+            raise
+        await conn.execute("RELEASE SAVEPOINT baton_insert")
+        return inserted
+
+    async def _insert(
+        self, plan: InsertPlan, conn: AsyncConnection, local: list[UUID], origin: str | None
+    ) -> list[Inserted]:
+        async with conn.cursor(row_factory=class_row(Inserted)) as cursor:
+            try:
+                await cursor.execute(
+                    self._sql(_INSERT),
+                    (
+                        plan.ids,
+                        plan.names,
+                        plan.keys,
+                        plan.hashes,
+                        plan.steps,
+                        *plan.step_columns,
+                        plan.dependency,
+                        plan.dependent,
+                        local,
+                        origin,
+                    ),
+                )
+            except DatabaseError as error:
+                if error.sqlstate != "BT001":
+                    raise
+                raise KeyConflict(
+                    f"key {error.diag.column_name!r} belongs to the live run {error.diag.message_detail}, whose definition "
+                    "differs from this workflow's; wait for that run, or use another key",
+                    run_id=error.diag.message_detail or "",
+                ) from error
+            return await cursor.fetchall()
+
+
+async def _configure(conn: AsyncConnection) -> None:
+    # Lists of integers would otherwise be sent as int2[], int4[] or int8[] by their values, each a plan of its own.
+    conn.adapters.register_dumper(int, Int8Dumper)
+    # Settling counts under row locks and reads what others committed meanwhile; a role's default must not change that.
+    await conn.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")

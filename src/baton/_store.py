@@ -1,0 +1,78 @@
+"""Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
+
+A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the bare one.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import LiteralString, cast
+
+from baton.errors import InvalidOption
+
+# Stable plans whatever the tables looked like when a session first ran the function: an index look-up per row is right for
+# every statement of the engine, on an empty table and on a large one. Without jit, whose cost check the last three would fool.
+_PINNED = (
+    "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off "
+    "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
+)
+_PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+
+def validate_prefix(prefix: str) -> str:
+    """Return the schema name, or say what one looks like.
+
+    Oban pastes it into its statements unquoted, so only names that need no quotes will do.
+
+    Raises:
+        InvalidOption: It has other characters than a-z, 0-9 and `_`, starts with a digit or is too long.
+    """
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise InvalidOption(
+            f"prefix {prefix!r} is not a schema Baton can use: 1 to 40 of a-z, 0-9 and _, not starting with a digit"
+        )
+    return prefix
+
+
+@cache
+def load(name: str, prefix: str = "public") -> LiteralString:
+    """The text of `sql/<name>.sql` for a schema that `validate_prefix` has seen."""
+    return render(files("baton").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8"), prefix)
+
+
+@cache
+def render(text: str, prefix: str) -> LiteralString:
+    """Put a validated schema name and the pinned settings into a statement."""
+    text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
+    # The text is ours and the name validated, so this is as literal as SQL gets here.
+    return cast(LiteralString, text.replace("/* pinned */", _PINNED))
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered, forward-only step of the schema."""
+
+    version: int
+    name: str
+    text: str
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations in this library, by version."""
+    found = []
+    for entry in files("baton").joinpath("sql", "migrations").iterdir():
+        version, _, name = entry.name.removesuffix(".sql").partition("_")
+        found.append(Migration(int(version), name, entry.read_text(encoding="utf-8")))
+    return tuple(sorted(found, key=lambda migration: migration.version))
+
+
+@cache
+def functions() -> tuple[tuple[str, str], ...]:
+    """Name and text of every database function, in the order to create them."""
+    folder = files("baton").joinpath("sql", "functions")
+    return tuple(
+        (entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8"))
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+    )

@@ -1,0 +1,371 @@
+"""`Baton`: inserts workflows, runs workers, hands out runs. The facade that opens transactions, or joins the caller's."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID, uuid4
+
+from oban import Oban
+from oban._query import unwrap_connection
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg_pool import AsyncConnectionPool
+
+from baton import _plan, migration, snapshot
+from baton._engine import Engine
+from baton._names import queue_name
+from baton._oban import Seam
+from baton._states import RunState
+from baton._store import validate_prefix
+from baton._waiting import Waiters
+from baton.errors import InvalidOption, NotStarted, RunNotFound
+from baton.run import Access, Run
+from baton.snapshot import RunSummary
+from baton.workflow import Workflow
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection as SQLAlchemyConnection
+    from sqlalchemy.ext.asyncio import AsyncSession as SQLAlchemySession
+
+    from baton.local import LocalServer
+
+    type CallersConnection = AsyncConnection[Any] | AsyncCursor[Any] | SQLAlchemyConnection | SQLAlchemySession
+
+logger = logging.getLogger("baton")
+
+_ENGINE_CONNECTIONS = 4
+
+
+class Baton:
+    """Durable workflows on a PostgreSQL of yours, or on an embedded one (`Baton.local`).
+
+    With `queues` it works: it runs steps and ordinary Oban jobs of these queues. Without, it inserts and reads.
+
+        async with Baton("postgresql://localhost/app", queues={"default": 20}) as baton:
+            run = await baton.insert(workflow)
+            await run.wait()
+
+    Start and stop it once, in the event loop that uses it; `async with` does both. A forgotten DSN is an error here: this class
+    never starts a server by itself.
+
+    Args:
+        dsn: Connection string of the database that has Oban's and Baton's tables (`baton migrate`).
+        oban: Instead of `dsn`: the app's own Oban instance. Baton takes over how its jobs are run and acked, and starts and
+            stops it unless the app does.
+        queues: Queue name to how many jobs run at once in this process. With `oban`, the queues are that instance's.
+        prefix: Schema of the tables.
+        pool_size: Connections for Oban and for reads. The engine has up to 4 of its own, and LISTEN one.
+        result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
+        shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
+        poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
+
+    Raises:
+        InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        oban: Oban | None = None,
+        queues: Mapping[str, int] | None = None,
+        prefix: str = "public",
+        pool_size: int = 10,
+        result_limit: int = 16_000_000,
+        shutdown_grace_period: float = 15.0,
+        poll_interval: float = 1.0,
+    ) -> None:
+        if (dsn is None) == (oban is None):
+            raise InvalidOption(
+                "Baton needs a database: pass a DSN, Baton('postgresql://...'), or your Oban instance, Baton(oban=...); "
+                "to try it without a server of your own, use Baton.local()"
+            )
+        if oban is not None and queues is not None:
+            raise InvalidOption("with oban=, the queues are those of that Oban instance; leave queues= out")
+        for name, limit in (queues or {}).items():
+            queue_name(name)
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+                raise InvalidOption(f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up")
+        if result_limit < 1:
+            raise InvalidOption(f"result_limit is {result_limit!r}; it must be a number of bytes from 1 up")
+        if poll_interval <= 0:
+            raise InvalidOption(f"poll_interval is {poll_interval!r}; it must be a number of seconds above 0")
+        self._dsn = dsn
+        self._given = oban
+        self._queues = dict(queues or {})
+        self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
+        self._pool_size = pool_size
+        self._result_limit = result_limit
+        self._grace = shutdown_grace_period
+        self._poll_interval = poll_interval
+        self._local: tuple[Path | None] | None = None
+        self._server: LocalServer | None = None
+        self._exit: AsyncExitStack | None = None
+        self._oban: Oban | None = None
+        self._engine: Engine | None = None
+        self._access: Access | None = None
+        self._seam: Seam | None = None
+        if oban is not None:
+            # At once, so that no job runs without us if the app starts its Oban first.
+            self._attach(oban)
+
+    @classmethod
+    def local(cls, data_dir: Path | str | None = None, **options: Any) -> Self:
+        """A Baton on an embedded PostgreSQL, for development, demos and tests: `pip install "oban-baton[local]"`.
+
+        The server is started when Baton starts, shared with other processes that use the same folder, and stopped by the
+        last of them; the schema is migrated by itself. Everything in it is as durable as on any PostgreSQL.
+
+        Args:
+            data_dir: Folder of the data. Default: `BATON_DATA`, or the user's data folder.
+            options: As for `Baton`; `queues` defaults to `{"default": 10}`.
+        """
+        options.setdefault("queues", {"default": 10})
+        self = cls("", **options)
+        self._local = (Path(data_dir) if data_dir is not None else None,)
+        return self
+
+    @property
+    def dsn(self) -> str:
+        """Connection string in use, once started.
+
+        Raises:
+            NotStarted: Not started, or attached to the app's Oban, whose pool knows it.
+        """
+        if not self._dsn:
+            raise NotStarted("the DSN is known once Baton has started")
+        return self._dsn
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Folder of the embedded PostgreSQL, None without one."""
+        return self._server.data_dir if self._server is not None else None
+
+    @property
+    def queues(self) -> Mapping[str, int]:
+        """Queues this process works on, by name, with how many jobs run at once."""
+        if self._given is not None:
+            return {name: producer._limit for name, producer in self._given._producers.items()}
+        return dict(self._queues)
+
+    @property
+    def oban(self) -> Oban:
+        """The Oban instance underneath, for ordinary jobs: `await baton.oban.enqueue(...)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        if self._oban is None:
+            raise _not_started("oban")
+        return self._oban
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.stop()
+
+    async def start(self) -> Self:
+        """Connect, check the schema, start working on the queues. Returns itself; calling it again does nothing.
+
+        Raises:
+            SchemaMissing: `baton migrate` was never run.
+            SchemaOutdated: The schema is older than this library.
+            LocalServerError: The embedded PostgreSQL could not be started.
+        """
+        if self._exit is not None:
+            return self
+        async with AsyncExitStack() as stack:
+            if self._local is not None:
+                await self._start_server(stack, self._local[0])
+            oban = self._given or await self._build_oban(stack)
+            if self._seam is None:
+                self._attach(oban)
+            assert self._seam is not None
+            assert self._access is not None
+            stack.push_async_callback(self._release)
+            async with self._access.connection() as conn:
+                await migration.verify(conn, self._prefix)
+            if oban._signal_token is None:
+                await self._start_oban(oban, stack)
+            await self._access.waiters.start(oban)
+            stack.push_async_callback(self._access.waiters.stop, oban)
+            self._exit = stack.pop_all()
+        return self
+
+    async def stop(self) -> None:
+        """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing."""
+        stack, self._exit = self._exit, None
+        if stack is None:
+            return
+        assert self._seam is not None
+        self._seam.stopping = True
+        await stack.aclose()
+
+    async def _start_server(self, stack: AsyncExitStack, data_dir: Path | None) -> None:
+        from baton.local import LocalServer
+
+        server = await asyncio.to_thread(LocalServer.start, data_dir)
+        stack.push_async_callback(asyncio.to_thread, server.stop)
+        self._server = server
+        self._dsn = server.dsn
+        await migration.up(server.dsn, prefix=self._prefix)
+
+    async def _build_oban(self, stack: AsyncExitStack) -> Oban:
+        assert self._dsn is not None
+        pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
+            self._dsn,
+            kwargs={"connect_timeout": 10, "keepalives_idle": 30, "application_name": "baton"},
+            min_size=1,
+            max_size=self._pool_size,
+            open=False,
+            name="baton",
+        )
+        stack.push_async_callback(pool.close)
+        await pool.open(wait=True, timeout=30.0)
+        return Oban(
+            pool=pool, prefix=self._prefix, queues=dict(self._queues), shutdown_grace_period=self._grace
+        )
+
+    def _attach(self, oban: Oban) -> None:
+        pool = oban._query._pool
+        engine = Engine(
+            oban._query.dsn,
+            kwargs={key: value for key, value in (pool.kwargs or {}).items() if key not in ("autocommit", "row_factory")}
+            if isinstance(pool.kwargs, dict)
+            else {},
+            prefix=self._prefix,
+            origin=str(uuid4()),
+            pool_size=_ENGINE_CONNECTIONS,
+        )
+        threads = ThreadPoolExecutor(
+            max_workers=max(4, sum(producer._limit for producer in oban._producers.values())),
+            thread_name_prefix="baton-step",
+        )
+        self._threads = threads
+        self._oban = oban
+        self._engine = engine
+        self._seam = Seam(oban, engine, threads=threads, result_limit=self._result_limit)
+        self._seam.attach()
+        self._access = Access(self._connection, Waiters(self._connection, self._prefix, self._poll_interval), self._prefix)
+
+    async def _start_oban(self, oban: Oban, stack: AsyncExitStack) -> None:
+        assert self._seam is not None
+        # Written before the stop, so that what ends while the queues stop is written after it.
+        stack.push_async_callback(self._seam.flush)
+        stack.push_async_callback(oban.stop)
+        await oban.start()
+
+    async def _release(self) -> None:
+        assert self._seam is not None
+        assert self._engine is not None
+        self._seam.detach()
+        await self._engine.close()
+        self._threads.shutdown(wait=False)
+        self._seam = None
+        if self._given is None:
+            self._oban = None
+            self._access = None
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reads, a statement a transaction."""
+        if self._oban is None:
+            raise _not_started("this")
+        async with self._oban._query._pool.connection() as conn:
+            before = conn.autocommit
+            await conn.set_autocommit(True)
+            try:
+                yield conn
+            finally:
+                if not conn.closed and not before:
+                    await conn.set_autocommit(False)
+
+    def _started(self) -> tuple[Engine, Access, Seam]:
+        if self._exit is None or self._engine is None or self._access is None or self._seam is None:
+            raise _not_started("this")
+        return self._engine, self._access, self._seam
+
+    async def insert(self, workflow: Workflow, *, conn: "CallersConnection | None" = None) -> Run:
+        """Insert a workflow: all of its steps or none, in one transaction.
+
+        Inserting the same `Workflow` again inserts another run, unless it has a `key`: a live run with that key is returned
+        instead, with `run.inserted` False.
+
+        Args:
+            workflow: What to run. It may be empty; then the run is finished at once.
+            conn: Insert in this connection's transaction: psycopg's AsyncConnection or AsyncCursor, or SQLAlchemy's
+                AsyncSession or AsyncConnection on psycopg. Nothing is visible, and nothing starts, before it commits;
+                after a rollback there is no trace.
+
+        Raises:
+            DefinitionError: Something is wrong with the workflow; nothing was written.
+            KeyConflict: A live run has this key and another definition.
+            NotStarted: Before the start.
+        """
+        (run,) = await self.insert_many([workflow], conn=conn)
+        return run
+
+    async def insert_many(self, workflows: Sequence[Workflow], *, conn: "CallersConnection | None" = None) -> list[Run]:
+        """Insert workflows, all of them or none, in one transaction and one statement; see `insert`.
+
+        Returns:
+            A run for each, in the same order. Two with the same key become one run.
+        """
+        engine, access, seam = self._started()
+        for workflow in workflows:
+            if not isinstance(workflow, Workflow):
+                raise InvalidOption(f"insert takes a Workflow, not {type(workflow).__name__}")
+            workflow.validate()
+        if not workflows:
+            return []
+        plan = _plan.plan_insert(workflows)
+        if conn is None:
+            inserted = await engine.insert(plan)
+            seam.wake(list(plan.queues))
+        else:
+            raw = await unwrap_connection(conn)
+            inserted = await engine.insert_into(plan, raw.connection if isinstance(raw, AsyncCursor) else raw)
+        return [Run(row.id, access, inserted=row.inserted) for row in inserted]
+
+    def get_run(self, run_id: str | UUID) -> Run:
+        """The handle on a run by its id. Reads nothing; a run that is not there shows at the first use.
+
+        Raises:
+            RunNotFound: That is no run's id.
+            NotStarted: Before the start.
+        """
+        _, access, _ = self._started()
+        try:
+            return Run(UUID(str(run_id)), access)
+        except ValueError as error:
+            raise RunNotFound(f"{run_id!r} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057") from error
+
+    async def list_runs(
+        self, *, state: RunState | str | None = None, before: str | UUID | None = None, limit: int = 50
+    ) -> list[RunSummary]:
+        """Runs, newest first, without their steps.
+
+        Args:
+            state: Only those in this state.
+            before: Only those older than the run with this id: the last of one page begins the next.
+            limit: 1 to 1,000.
+        """
+        _, access, _ = self._started()
+        if not 1 <= limit <= 1000:
+            raise InvalidOption(f"limit is {limit}; it must be from 1 to 1,000")
+        try:
+            wanted = None if state is None else RunState(state)
+        except ValueError as error:
+            raise InvalidOption(f"state {state!r} is none of {', '.join(RunState)}") from error
+        async with access.connection() as conn:
+            return await snapshot.list_runs(
+                conn, self._prefix, state=wanted, before=None if before is None else UUID(str(before)), limit=limit
+            )
+
+
+def _not_started(what: str) -> NotStarted:
+    return NotStarted(f"{what} needs a running Baton: use it inside `async with baton:`, or after `await baton.start()`")

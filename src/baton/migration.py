@@ -1,0 +1,221 @@
+"""Create, upgrade, check and remove Baton's tables, functions and triggers beside Oban's.
+
+    await baton.migration.up(dsn)               # create or upgrade; does nothing when all is there
+    await baton.migration.down(dsn)             # remove what Baton created, and nothing of Oban's
+    op.execute(baton.migration.sql())           # the same as text, for Alembic, Django or a DBA
+
+Tables are made by numbered files, forward only; functions are replaced as a whole, on all nodes at once, so they keep their
+meaning for one version back. Everything happens in one transaction.
+"""
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from oban.schema import install_sql
+from psycopg import AsyncConnection, errors
+from psycopg import sql as pgsql
+from psycopg.rows import class_row
+
+from baton import _store
+from baton.errors import SchemaConflict, SchemaMissing, SchemaOutdated
+
+logger = logging.getLogger(__name__)
+
+# CREATE TRIGGER wants a lock that one long transaction can withhold while every ack queues up behind us. So: ask briefly,
+# let the queue pass, ask again.
+_LOCK_TIMEOUT = "2s"
+_LOCK_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """What `check` found in a schema.
+
+    Attributes:
+        oban: Oban's tables are there.
+        version: Version of Baton's schema, 0 where there is none.
+        wanted: Version that this library needs.
+        current: Functions are those of this library.
+        missing_triggers: Triggers on `oban_jobs` that are absent or disabled.
+    """
+
+    oban: bool
+    version: int
+    wanted: int
+    current: bool
+    missing_triggers: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether this library can run here. A schema newer than the library is fine."""
+        return self.oban and not self.missing_triggers and (self.version > self.wanted or self.current)
+
+
+def sql(prefix: str = "public", *, since: int = 0) -> str:
+    """The statements `up` would run on a schema at version `since`, for another migration tool to run in one transaction.
+
+    Oban's own tables must be there: `oban.schema.install_sql(prefix)`.
+
+    Raises:
+        InvalidOption: `prefix` is not a schema name.
+    """
+    _store.validate_prefix(prefix)
+    parts = [_TABLE.format(prefix=prefix)] if since == 0 else []
+    for migration in _pending(since):
+        parts.append(_store.render(migration.text, prefix).rstrip().rstrip(";") + ";")
+        parts.append(
+            f'INSERT INTO "{prefix}".workflow_migrations (version, name) '
+            f"VALUES ({migration.version}, '{migration.name}') ON CONFLICT DO NOTHING;"
+        )
+    parts.extend(_store.render(text, prefix) for _, text in _store.functions())
+    parts.append(_store.load("create_triggers", prefix))
+    parts.append(_store.load("revoke_functions", prefix))
+    parts.append(
+        f"INSERT INTO \"{prefix}\".workflow_migrations (version, name) VALUES (0, '{checksum()}') "
+        "ON CONFLICT (version) DO UPDATE SET name = excluded.name, applied_at = now();"
+    )
+    return "\n".join(parts)
+
+
+_TABLE = (
+    'CREATE TABLE IF NOT EXISTS "{prefix}".workflow_migrations '
+    "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());"
+)
+
+
+def checksum() -> str:
+    """Fingerprint of this library's functions and triggers, recorded as version 0."""
+    digest = hashlib.sha256()
+    for name, text in _store.functions():
+        digest.update(f"{name}\0{text}\0".encode())
+    digest.update(_store.load("create_triggers").encode())
+    return digest.hexdigest()[:16]
+
+
+def _pending(version: int) -> list[_store.Migration]:
+    return [migration for migration in _store.migrations() if migration.version > version]
+
+
+async def up(dsn: str, *, prefix: str = "public") -> list[int]:
+    """Create or upgrade the schema, Oban's tables included where they are missing.
+
+    Calling it again does nothing; two at once queue up. A crash leaves the schema as it was. The job table is asked for
+    its lock for two seconds at a time, so running workers are not held up.
+
+    Returns:
+        The versions applied, oldest first; empty when the schema was up to date.
+
+    Raises:
+        SchemaConflict: Tables with Baton's names exist that Baton did not create.
+        InvalidOption: `prefix` is not a schema name.
+    """
+    _store.validate_prefix(prefix)
+    async with await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn:
+        for attempt in range(1, _LOCK_TRIES + 1):
+            try:
+                return await _up_once(conn, prefix)
+            except errors.LockNotAvailable:
+                if attempt == _LOCK_TRIES:
+                    raise
+                logger.warning("oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES)
+                await asyncio.sleep(0.2 * attempt)
+    raise AssertionError("unreachable")
+
+
+async def _up_once(conn: AsyncConnection, prefix: str) -> list[int]:
+    async with conn.transaction():
+        # All of a database's migrations queue up here, Oban's install included.
+        await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
+        await conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        await conn.execute(pgsql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(pgsql.Identifier(prefix)))
+        found = await _read(conn, prefix)
+        if found.ready and found.version >= found.wanted:
+            return []
+        if not found.oban:
+            # Oban's script looks for its type in current_schema().
+            await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))
+            await conn.execute(install_sql(prefix))
+        pending = _pending(found.version)
+        await conn.execute(sql(prefix, since=found.version).encode())
+        return [migration.version for migration in pending]
+
+
+async def down(dsn: str, *, prefix: str = "public") -> None:
+    """Remove Baton's tables, functions and triggers. Oban's tables and jobs stay; held steps' jobs stay suspended.
+
+    Calling it again does nothing. All workflows and their results are lost.
+    """
+    _store.validate_prefix(prefix)
+    async with (
+        await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn,
+        conn.transaction(),
+    ):
+        await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
+        if (await _read(conn, prefix)).version:
+            await conn.execute(_store.load("drop_schema", prefix))
+
+
+async def check(dsn: str, *, prefix: str = "public") -> SchemaState:
+    """Say what is there, without changing it."""
+    _store.validate_prefix(prefix)
+    async with await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn:
+        return await _read(conn, prefix)
+
+
+async def verify(conn: AsyncConnection, prefix: str) -> None:
+    """Raise, with the command to run, unless this library can run on the schema.
+
+    Raises:
+        SchemaMissing: There are no tables of Baton's.
+        SchemaOutdated: They are older than this library, or its triggers are gone.
+    """
+    state = await _read(conn, prefix)
+    command = "`baton migrate`" if prefix == "public" else f"`baton migrate --prefix {prefix}`"
+    if not state.version:
+        raise SchemaMissing(f"schema {prefix!r} has no Baton tables; run {command} (or await baton.migration.up(dsn))")
+    if not state.ready:
+        reason = f"version {state.version}, and this library needs {state.wanted}"
+        if state.version == state.wanted:
+            reason = f"missing the triggers {', '.join(state.missing_triggers)}"
+            if not state.missing_triggers:
+                reason = "of the right version, but its functions are of another build"
+        raise SchemaOutdated(f"the Baton schema in {prefix!r} is {reason}; run {command}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    oban: bool
+    baton: bool
+    tables: list[str]
+    missing_triggers: list[str]
+
+
+async def _read(conn: AsyncConnection, prefix: str) -> SchemaState:
+    async with conn.cursor(row_factory=class_row(_Found)) as cursor:
+        await cursor.execute(_store.load("read_schema"), {"prefix": prefix})
+        found = await cursor.fetchone()
+    assert found is not None
+    version, fingerprint = 0, ""
+    if found.baton:
+        rows = await (
+            await conn.execute(
+                pgsql.SQL("SELECT version, name FROM {}").format(pgsql.Identifier(prefix, "workflow_migrations"))
+            )
+        ).fetchall()
+        version = max((row[0] for row in rows), default=0)
+        fingerprint = next((row[1] for row in rows if row[0] == 0), "")
+    elif found.tables:
+        raise SchemaConflict(
+            f"schema {prefix!r} has tables that Baton did not create: {', '.join(found.tables)} (an Elixir Baton's, "
+            "perhaps); use another schema with prefix=, or rename them"
+        )
+    wanted = _store.migrations()[-1].version
+    return SchemaState(
+        oban=found.oban,
+        version=version,
+        wanted=wanted,
+        current=version >= wanted and fingerprint == checksum(),
+        missing_triggers=tuple(found.missing_triggers),
+    )

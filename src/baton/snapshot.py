@@ -1,0 +1,211 @@
+"""The one read model: a run, its steps, their states and times, for the client, the terminal and tests.
+
+Lists never read results; those are read one by one, by name.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from baton import _store, render
+from baton._states import RunState, StepState
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run without its steps.
+
+    Attributes:
+        id: The run's id, a uuid of version 7: ids are ordered by time.
+        name: As given to `Workflow`.
+        key: As given to `Workflow`.
+        generation: 1, and one more for each retry of the whole run.
+        steps: How many it has.
+        unsettled: How many have not ended.
+        failed: How many ended cancelled or discarded.
+        state: `executing`, or the outcome.
+        inserted_at: When it was inserted, aware, UTC.
+        finished_at: When its last step settled.
+    """
+
+    id: str
+    name: str
+    key: str | None
+    generation: int
+    steps: int
+    unsettled: int
+    failed: int
+    state: RunState
+    inserted_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatus:
+    """One step of a run.
+
+    Attributes:
+        name: Its name in the run.
+        deps: Names of the steps it waits for.
+        state: `held`, its job's state, or as it settled.
+        function: Registered name of the `@step`, or the worker class's path; empty once the job is pruned.
+        queue: Oban's queue; empty once the job is pruned.
+        attempt: Attempts begun.
+        max_attempts: How many it may have.
+        job_id: Id of its Oban job.
+        waiting_on: How many of `deps` have not settled.
+        has_result: Whether it stored one.
+        error: The last error or the reason for its end.
+        scheduled_at: When the job may run.
+        started_at: When its last attempt began.
+        settled_at: When it ended.
+    """
+
+    name: str
+    deps: tuple[str, ...]
+    state: StepState
+    function: str
+    queue: str
+    attempt: int
+    max_attempts: int
+    job_id: int
+    waiting_on: int
+    has_result: bool
+    error: str | None
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    settled_at: datetime | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the attempt that settled it took, None while it has not."""
+        if self.started_at is None or self.settled_at is None:
+            return None
+        return max(0.0, (self.settled_at - self.started_at).total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run and its steps at one moment."""
+
+    run: RunSummary
+    steps: tuple[StepStatus, ...]
+
+    @property
+    def state(self) -> RunState:
+        """`executing`, or the outcome."""
+        return self.run.state
+
+    def step(self, name: str) -> StepStatus:
+        """The step of that name; KeyError if there is none."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(name)
+
+    def states(self) -> dict[str, StepState]:
+        """State by step name, in the order steps were added."""
+        return {step.name: step.state for step in self.steps}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Steps, what they wait for, and their states; renders as text."""
+
+    name: str
+    deps: dict[str, tuple[str, ...]]
+    states: dict[str, StepState]
+
+    def to_mermaid(self) -> str:
+        """A Mermaid flowchart with a class per state."""
+        return render.to_mermaid(self.deps, states=self.states)
+
+    def to_dot(self) -> str:
+        """A Graphviz digraph."""
+        return render.to_dot(self.deps, states=self.states)
+
+    def to_text(self) -> str:
+        """A listing for the terminal."""
+        return render.to_text(self.deps, states=self.states)
+
+
+class Connections(Protocol):
+    """Where a snapshot gets its connection."""
+
+    def connection(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _RunRow:
+    id: UUID
+    name: str
+    key: str | None
+    generation: int
+    steps: int
+    unsettled: int
+    failed: int
+    outcome: str | None
+    inserted_at: datetime
+    finished_at: datetime | None
+
+    def summary(self) -> RunSummary:
+        return RunSummary(
+            id=str(self.id),
+            name=self.name,
+            key=self.key,
+            generation=self.generation,
+            steps=self.steps,
+            unsettled=self.unsettled,
+            failed=self.failed,
+            state=RunState(self.outcome or "executing"),
+            inserted_at=self.inserted_at,
+            finished_at=self.finished_at,
+        )
+
+
+async def read_run(conn: AsyncConnection, prefix: str, run_id: UUID) -> RunSummary | None:
+    """One run without its steps, None if there is none."""
+    async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
+        await cursor.execute(_store.load("read_run", prefix), {"id": run_id})
+        row = await cursor.fetchone()
+    return row.summary() if row else None
+
+
+async def list_runs(
+    conn: AsyncConnection, prefix: str, *, state: RunState | None, before: UUID | None, limit: int
+) -> list[RunSummary]:
+    """Runs, newest first."""
+    async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
+        await cursor.execute(_store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit})
+        return [row.summary() for row in await cursor.fetchall()]
+
+
+async def read_steps(
+    conn: AsyncConnection, prefix: str, run_id: UUID, names: Sequence[str] | None = None
+) -> tuple[StepStatus, ...]:
+    """Steps of a run in the order they were added; all of them, or those named."""
+    async with conn.cursor(row_factory=class_row(_step_status)) as cursor:
+        await cursor.execute(
+            _store.load("read_steps", prefix), {"id": run_id, "names": None if names is None else list(names)}
+        )
+        return tuple(await cursor.fetchall())
+
+
+def _step_status(*, deps: list[str], state: str, **fields: object) -> StepStatus:
+    return StepStatus(deps=tuple(deps), state=StepState(state), **fields)  # type: ignore[arg-type]
+
+
+async def read_results(
+    conn: AsyncConnection, prefix: str, run_id: UUID, names: Sequence[str] | None
+) -> list[tuple[str, str, str]]:
+    """Name, function and JSON text of what steps of a run stored."""
+    cursor = await conn.execute(
+        _store.load("read_results", prefix), {"id": run_id, "names": None if names is None else list(names)}
+    )
+    return [(name, function, text) for name, function, text in await cursor.fetchall()]

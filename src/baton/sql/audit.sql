@@ -1,0 +1,55 @@
+-- audit: what must never be found, recomputed from the edges. Returns: invariant, workflow_id, step, detail. Empty when all is well.
+WITH waiting AS (
+  SELECT step.id, count(dependency.id) FILTER (WHERE dependency.settled_at IS NULL) AS unsettled
+  FROM /* schema */workflow_nodes AS step
+  LEFT JOIN /* schema */workflow_edges AS edge ON edge.dependent_id = step.id
+  LEFT JOIN /* schema */workflow_nodes AS dependency ON dependency.id = edge.dependency_id
+  WHERE step.settled_at IS NULL GROUP BY step.id
+), totals AS (
+  SELECT workflow_id, count(*) AS steps, count(*) FILTER (WHERE settled_at IS NULL) AS unsettled,
+         count(*) FILTER (WHERE state IN ('cancelled', 'discarded')) AS failed
+  FROM /* schema */workflow_nodes GROUP BY workflow_id
+)
+SELECT 'counters' AS invariant, step.workflow_id, step.name AS step,
+       'waits on ' || step.waiting_on || ', its edges say ' || waiting.unsettled AS detail
+FROM waiting JOIN /* schema */workflow_nodes AS step USING (id) WHERE step.waiting_on <> waiting.unsettled
+UNION ALL
+SELECT 'counters', workflow.id, NULL,
+       'counts ' || workflow.unsettled || ' unsettled and ' || workflow.failed || ' failed of ' || workflow.steps || ', its steps say '
+       || coalesce(totals.unsettled, 0) || ', ' || coalesce(totals.failed, 0) || ' and ' || coalesce(totals.steps, 0)
+FROM /* schema */workflows AS workflow LEFT JOIN totals ON totals.workflow_id = workflow.id
+WHERE (workflow.unsettled, workflow.failed, workflow.steps)
+      <> (coalesce(totals.unsettled, 0), coalesce(totals.failed, 0), coalesce(totals.steps, 0))
+UNION ALL
+SELECT 'pairing', step.workflow_id, step.name, step.state || ' step, ' || coalesce(job.state::text, 'no') || ' job'
+FROM /* schema */workflow_nodes AS step LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
+WHERE NOT step.owed AND CASE step.state
+  WHEN 'held' THEN job.state IS DISTINCT FROM 'suspended'
+  WHEN 'released' THEN job.state IS NULL OR job.state IN ('suspended', 'completed', 'cancelled', 'discarded')
+  ELSE step.doomed AND job.state NOT IN ('completed', 'cancelled', 'discarded') END
+UNION ALL
+SELECT 'gate', step.workflow_id, step.name, 'is ' || step.state || ' though ' || dependency.name || ' was ' || dependency.state
+FROM /* schema */workflow_edges AS edge
+JOIN /* schema */workflow_nodes AS step ON step.id = edge.dependent_id
+JOIN /* schema */workflow_nodes AS dependency ON dependency.id = edge.dependency_id
+WHERE (step.state = 'held' OR step.state IN ('released', 'completed', 'discarded'))
+  AND CASE dependency.state WHEN 'cancelled' THEN NOT step.ignore_cancelled
+                            WHEN 'discarded' THEN NOT step.ignore_discarded
+                            WHEN 'completed' THEN false
+                            ELSE step.state <> 'held' END
+UNION ALL
+SELECT 'doom', step.workflow_id, step.name, 'is doomed, and no dependency of it warrants that'
+FROM /* schema */workflow_nodes AS step WHERE step.doomed AND NOT EXISTS (
+  SELECT FROM /* schema */workflow_edges AS edge JOIN /* schema */workflow_nodes AS cause ON cause.id = edge.dependency_id
+  WHERE edge.dependent_id = step.id
+    AND (cause.state = 'cancelled' AND NOT step.ignore_cancelled OR cause.state = 'discarded' AND NOT step.ignore_discarded))
+UNION ALL
+SELECT 'finish', workflow.id, NULL, 'has ' || count(completion.workflow_id) || ' completion rows for generation ' || workflow.generation
+FROM /* schema */workflows AS workflow
+LEFT JOIN /* schema */workflow_completions AS completion
+  ON completion.workflow_id = workflow.id AND completion.generation = workflow.generation
+GROUP BY workflow.id
+HAVING count(completion.workflow_id) <> CASE WHEN workflow.finished_at IS NULL THEN 0 ELSE 1 END
+UNION ALL
+SELECT 'repairs', step.workflow_id, step.name, 'could not be settled: ' || repair.error
+FROM /* schema */workflow_repairs AS repair LEFT JOIN /* schema */workflow_nodes AS step ON step.id = repair.step_id

@@ -1,0 +1,20 @@
+-- drop_schema: remove what Baton created in a schema, and nothing of Oban's.
+DO $$
+DECLARE
+  ours record;
+BEGIN
+  FOR ours IN
+    SELECT format('DROP TRIGGER %I ON /* schema */oban_jobs', trigger.tgname) AS command
+    FROM pg_trigger AS trigger
+    WHERE trigger.tgrelid = to_regclass('/* schema */oban_jobs') AND trigger.tgname LIKE 'baton\_jobs\_%'
+    UNION ALL
+    SELECT format('DROP FUNCTION %s', routine.oid::regprocedure) FROM pg_proc AS routine
+    WHERE routine.pronamespace = '/* prefix */'::regnamespace AND routine.proname LIKE 'baton\_%'
+  LOOP
+    EXECUTE ours.command;
+  END LOOP;
+END
+$$;
+DROP TABLE IF EXISTS /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges,
+  /* schema */workflow_completions, /* schema */workflow_checkpoints, /* schema */workflow_repairs,
+  /* schema */workflow_subscribers, /* schema */workflow_migrations;

@@ -1,0 +1,77 @@
+-- ack: write the outcomes of a batch of attempts, settle their steps, and claim what the queue may run next, in one commit.
+-- An outcome counts only for the attempt that still holds its job (state and attempted_at), so a late one changes nothing.
+-- p_outcomes: JSON array of {id, attempted_at, state, attempt_change, delay, error, meta, reason}; empty, this only claims.
+-- p_results: JSON text of each one's result, in the same order. p_demand 0 claims nothing.
+-- Returns ids acked; queues to wake here; whether a job is owed; claimed jobs as `claim` gives them.
+CREATE OR REPLACE FUNCTION /* schema */baton_ack(
+  p_outcomes jsonb, p_results text[],
+  p_queue text, p_demand integer, p_node text, p_producer uuid, p_local uuid[], p_origin text,
+  OUT acked bigint[], OUT queues text[], OUT owed boolean, OUT claimed json
+) LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+DECLARE
+  steps bigint[];
+  states text[];
+  results text[];
+  reasons text[];
+  rerun bigint[];
+BEGIN
+  acked := '{}';
+  queues := '{}';
+  owed := false;
+
+  IF p_results <> '{}' THEN
+    -- Here everything propagates: the caller retries it, or finds the one outcome that cannot be written.
+    PERFORM set_config('baton.engine', 'on', true);
+
+    SELECT coalesce(array_agg(fenced.id), '{}') INTO acked FROM (
+      SELECT job.id FROM jsonb_to_recordset(p_outcomes) AS attempt (id bigint, attempted_at timestamp)
+      JOIN /* schema */oban_jobs AS job ON job.id = attempt.id
+      WHERE job.state = 'executing' AND job.attempted_at = attempt.attempted_at
+      ORDER BY job.id FOR UPDATE OF job
+    ) AS fenced;
+
+    SELECT array_agg(step.id) FILTER (WHERE step.state IN ('held', 'released')),
+           array_agg(outcome.state) FILTER (WHERE step.state IN ('held', 'released')),
+           array_agg(outcome.result) FILTER (WHERE step.state IN ('held', 'released')),
+           array_agg(outcome.reason) FILTER (WHERE step.state IN ('held', 'released')),
+           array_agg(step.id) FILTER (WHERE step.state NOT IN ('held', 'released'))
+    INTO steps, states, results, reasons, rerun
+    FROM ROWS FROM (jsonb_to_recordset(p_outcomes) AS (id bigint, state text, reason text), unnest(p_results))
+           AS outcome (id, state, reason, result)
+    JOIN unnest(acked) AS fenced (id) ON fenced.id = outcome.id
+    JOIN /* schema */workflow_nodes AS step ON step.job_id = outcome.id
+    WHERE outcome.state IN ('completed', 'cancelled', 'discarded');
+
+    -- The steps first, then their jobs: the trigger on the job table then finds nothing left to do.
+    IF steps IS NOT NULL THEN
+      queues := /* schema */baton_settle(steps, states, results, reasons);
+      owed := EXISTS (SELECT FROM /* schema */workflow_nodes AS step WHERE step.owed);
+    END IF;
+    IF rerun IS NOT NULL THEN
+      UPDATE /* schema */workflow_nodes AS step SET reruns = step.reruns + 1 WHERE step.id = ANY(rerun);
+    END IF;
+
+    UPDATE /* schema */oban_jobs AS job
+    SET state = outcome.state::/* schema */oban_job_state,
+        attempt = greatest(0, job.attempt + coalesce(outcome.attempt_change, 0)),
+        scheduled_at = CASE WHEN outcome.delay IS NULL THEN job.scheduled_at
+                            ELSE timezone('UTC', now()) + make_interval(secs => outcome.delay) END,
+        completed_at = CASE WHEN outcome.state = 'completed' THEN timezone('UTC', now()) ELSE job.completed_at END,
+        cancelled_at = CASE WHEN outcome.state = 'cancelled' THEN timezone('UTC', now()) ELSE job.cancelled_at END,
+        discarded_at = CASE WHEN outcome.state = 'discarded' THEN timezone('UTC', now()) ELSE job.discarded_at END,
+        errors = CASE WHEN outcome.error IS NULL THEN job.errors ELSE job.errors || outcome.error END,
+        meta = CASE WHEN outcome.meta IS NULL THEN job.meta ELSE job.meta || outcome.meta END
+    FROM jsonb_to_recordset(p_outcomes) AS outcome (
+           id bigint, state text, attempt_change integer, delay double precision, error jsonb, meta jsonb)
+    JOIN unnest(acked) AS fenced (id) ON fenced.id = outcome.id
+    WHERE job.id = outcome.id;
+
+    PERFORM set_config('baton.engine', 'off', true);
+  END IF;
+
+  IF p_demand > 0 THEN
+    claimed := /* schema */baton_claim(p_queue, p_demand, p_node, p_producer);
+  END IF;
+  PERFORM /* schema */baton_wake(queues, p_local, p_origin);
+END
+$$;

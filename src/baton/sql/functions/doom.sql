@@ -1,0 +1,43 @@
+-- doom: cancel every held step that can no longer be satisfied, to any depth, with its job.
+-- p_ids: steps that settled cancelled or discarded in this transaction, their workflows locked. Returns the doomed steps' ids.
+-- A loop, a level a turn: a recursive statement would see the rows as they were before it began.
+CREATE OR REPLACE FUNCTION /* schema */baton_doom(p_ids bigint[]) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+  level bigint[] := p_ids;
+  reasons text[];
+  jobs bigint[];
+  ours bigint[];
+  doomed bigint[] := '{}';
+BEGIN
+  LOOP
+    SELECT array_agg(hit.id), array_agg(hit.job_id), array_agg(hit.reason) INTO level, jobs, reasons
+    FROM (
+      SELECT DISTINCT ON (step.id) step.id, step.job_id,
+             'its dependency ' || quote_literal(cause.name) || ' was ' || cause.state AS reason
+      FROM /* schema */workflow_edges AS edge
+      JOIN /* schema */workflow_nodes AS cause ON cause.id = edge.dependency_id
+      JOIN /* schema */workflow_nodes AS step ON step.id = edge.dependent_id
+      WHERE edge.dependency_id = ANY(level)
+        AND step.state = 'held'
+        AND NOT CASE cause.state WHEN 'cancelled' THEN step.ignore_cancelled
+                                 WHEN 'discarded' THEN step.ignore_discarded
+                                 ELSE true END
+      ORDER BY step.id, cause.position
+    ) AS hit;
+    EXIT WHEN level IS NULL;
+
+    ours := /* schema */baton_take_jobs(jobs);
+
+    UPDATE /* schema */workflow_nodes AS step
+    SET state = 'cancelled', doomed = true, waiting_on = 0, error = hit.reason, settled_at = clock_timestamp(),
+        owed = taken.id IS NULL
+    FROM unnest(level, jobs, reasons) AS hit (id, job_id, reason)
+    LEFT JOIN unnest(ours) AS taken (id) ON taken.id = hit.job_id
+    WHERE step.id = hit.id AND step.state = 'held';
+
+    PERFORM /* schema */baton_cancel_jobs(ours);
+    doomed := doomed || level;
+  END LOOP;
+  RETURN doomed;
+END
+$$;

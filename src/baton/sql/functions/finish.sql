@@ -1,0 +1,62 @@
+-- finish: count settled steps off their workflows; a workflow left with none is finished, with one completion row.
+-- p_ids: steps that settled in this transaction, their workflows locked. Subscribers with a live lease are notified of ids
+-- alone: on 'workflow:<id>' of every settle, on 'finished:<id>' of the end.
+CREATE OR REPLACE FUNCTION /* schema */baton_finish(p_ids bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  touched uuid[];
+  finished uuid[];
+BEGIN
+  WITH settled AS (
+    SELECT step.workflow_id,
+           step.state <> 'completed' AS failed,
+           step.state <> 'completed' AND (
+             -- Excused: somebody waits for it, and everybody who does was told to ignore just this.
+             SELECT bool_and(CASE step.state WHEN 'cancelled' THEN dependent.ignore_cancelled
+                                             ELSE dependent.ignore_discarded END)
+             FROM /* schema */workflow_edges AS edge
+             JOIN /* schema */workflow_nodes AS dependent ON dependent.id = edge.dependent_id
+             WHERE edge.dependency_id = step.id
+           ) IS TRUE AS excused
+    FROM /* schema */workflow_nodes AS step WHERE step.id = ANY(p_ids)
+  ), counted AS (
+    SELECT workflow_id, count(*)::integer AS settled,
+           count(*) FILTER (WHERE failed)::integer AS failed, count(*) FILTER (WHERE excused)::integer AS excused
+    FROM settled GROUP BY workflow_id
+  ), updated AS (
+    UPDATE /* schema */workflows AS workflow
+    SET unsettled = workflow.unsettled - counted.settled,
+        failed = workflow.failed + counted.failed,
+        excused = workflow.excused + counted.excused,
+        finished_at = CASE WHEN workflow.unsettled = counted.settled THEN clock_timestamp() END,
+        outcome = CASE WHEN workflow.unsettled > counted.settled THEN NULL
+                       WHEN workflow.failed + counted.failed > workflow.excused + counted.excused THEN 'failed'
+                       ELSE 'completed' END
+    FROM counted WHERE workflow.id = counted.workflow_id
+    RETURNING workflow.id, workflow.finished_at
+  )
+  SELECT array_agg(id), array_agg(id) FILTER (WHERE finished_at IS NOT NULL) INTO touched, finished FROM updated;
+
+  IF finished IS NOT NULL THEN
+    INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
+    SELECT workflow.id, workflow.generation, workflow.outcome,
+           CASE WHEN workflow.failed = 0 THEN '{}' ELSE ARRAY(
+             SELECT step.name FROM /* schema */workflow_nodes AS step
+             WHERE step.workflow_id = workflow.id AND step.state IN ('cancelled', 'discarded') ORDER BY step.position
+           ) END,
+           workflow.finished_at
+    FROM /* schema */workflows AS workflow WHERE workflow.id = ANY(finished);
+  END IF;
+
+  IF EXISTS (SELECT FROM /* schema */workflow_subscribers) THEN
+    PERFORM pg_notify('/* prefix */.oban_workflow', json_build_object('id', topic.workflow_id)::text)
+    FROM (
+      SELECT id AS workflow_id, 'workflow:' || id AS name FROM unnest(touched) AS id
+      UNION SELECT id, 'finished:' || id FROM unnest(finished) AS id
+    ) AS topic
+    WHERE EXISTS (
+      SELECT FROM /* schema */workflow_subscribers AS subscriber
+      WHERE subscriber.topic = topic.name AND subscriber.expires_at > clock_timestamp()
+    );
+  END IF;
+END
+$$;

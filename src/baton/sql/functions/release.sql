@@ -1,0 +1,42 @@
+-- release: count settled steps off their dependents, and release those left waiting on nothing.
+-- p_ids: steps that settled in this transaction, their workflows locked. Returns queues as release_jobs does.
+-- Count down, do not look around: "no unsettled dependency is visible" loses the release when two settle at once.
+CREATE OR REPLACE FUNCTION /* schema */baton_release(p_ids bigint[]) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+  dependents bigint[];
+  counts integer[];
+  jobs bigint[];
+  ours bigint[] := '{}';
+BEGIN
+  SELECT array_agg(step.id), array_agg(counted.settled),
+         array_agg(step.job_id) FILTER (WHERE step.waiting_on = counted.settled)
+  INTO dependents, counts, jobs
+  FROM (
+    SELECT edge.dependent_id AS id, count(*)::integer AS settled
+    FROM /* schema */workflow_edges AS edge WHERE edge.dependency_id = ANY(p_ids) GROUP BY edge.dependent_id
+  ) AS counted
+  JOIN /* schema */workflow_nodes AS step ON step.id = counted.id
+  WHERE step.state = 'held';
+
+  IF dependents IS NULL THEN
+    RETURN '{}';
+  END IF;
+  IF jobs IS NOT NULL THEN
+    ours := /* schema */baton_take_jobs(jobs);
+  END IF;
+
+  UPDATE /* schema */workflow_nodes AS step
+  SET waiting_on = step.waiting_on - counted.settled,
+      state = CASE WHEN step.waiting_on = counted.settled THEN 'released' ELSE 'held' END,
+      owed = step.waiting_on = counted.settled AND taken.id IS NULL
+  FROM unnest(dependents, counts) AS counted (id, settled)
+  JOIN /* schema */workflow_nodes AS self ON self.id = counted.id
+  LEFT JOIN unnest(ours) AS taken (id) ON taken.id = self.job_id
+  WHERE step.id = counted.id AND step.state = 'held';
+
+  IF ours = '{}' THEN
+    RETURN '{}';
+  END IF;
+  RETURN /* schema */baton_release_jobs(ours);
+END
+$$;

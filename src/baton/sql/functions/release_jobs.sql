@@ -1,0 +1,12 @@
+-- release_jobs: let the jobs of released steps run, now or when they are scheduled for.
+-- Takes ids of jobs that this transaction has locked. Returns the queues in which one became available, with repeats.
+CREATE OR REPLACE FUNCTION /* schema */baton_release_jobs(p_ids bigint[]) RETURNS text[] LANGUAGE sql AS $$
+  WITH released AS (
+    UPDATE /* schema */oban_jobs AS job
+    SET state = CASE WHEN job.scheduled_at > timezone('UTC', now()) THEN 'scheduled' ELSE 'available' END
+                ::/* schema */oban_job_state
+    WHERE job.id = ANY(p_ids) AND job.state = 'suspended'
+    RETURNING job.queue, job.state
+  )
+  SELECT coalesce(array_agg(queue) FILTER (WHERE state = 'available'), '{}') FROM released
+$$;

@@ -1,0 +1,46 @@
+-- settle: steps reach completed, cancelled or discarded, once, and everything that follows from it happens here.
+-- Every way for a step to end passes this function, in the transaction that ended it. A step that has settled already is
+-- left alone, so a late or repeated call changes nothing. The caller has locked the job rows, ids ascending.
+-- Arrays run in parallel, one element per step. Returns the queues in which jobs became available, with repeats.
+CREATE OR REPLACE FUNCTION /* schema */baton_settle(
+  p_ids bigint[], p_states text[], p_results text[], p_errors text[]
+) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+  settled bigint[];
+  unfortunate bigint[];
+  queues text[];
+BEGIN
+  -- One lock order everywhere: two nodes settling into one fan-in queue up here, they do not deadlock.
+  PERFORM 1 FROM /* schema */workflows AS workflow
+  WHERE workflow.id IN (SELECT step.workflow_id FROM /* schema */workflow_nodes AS step WHERE step.id = ANY(p_ids))
+  ORDER BY workflow.id FOR NO KEY UPDATE;
+
+  WITH done AS (
+    UPDATE /* schema */workflow_nodes AS step
+    SET state = outcome.state,
+        waiting_on = 0,
+        result = CASE WHEN outcome.state = 'completed'
+                      THEN jsonb_build_object('value', coalesce(outcome.result::jsonb, 'null')) END,
+        error = outcome.error,
+        attempt = job.attempt,
+        started_at = job.attempted_at AT TIME ZONE 'UTC',
+        settled_at = clock_timestamp()
+    FROM unnest(p_ids, p_states, p_results, p_errors) AS outcome (id, state, result, error)
+    LEFT JOIN /* schema */workflow_nodes AS self ON self.id = outcome.id
+    LEFT JOIN /* schema */oban_jobs AS job ON job.id = self.job_id
+    WHERE step.id = outcome.id AND step.state IN ('held', 'released')
+    RETURNING step.id, step.state
+  )
+  SELECT array_agg(id), array_agg(id) FILTER (WHERE state <> 'completed') INTO settled, unfortunate FROM done;
+
+  IF settled IS NULL THEN
+    RETURN '{}';
+  END IF;
+  IF unfortunate IS NOT NULL THEN
+    settled := settled || /* schema */baton_doom(unfortunate);
+  END IF;
+  queues := /* schema */baton_release(settled);
+  PERFORM /* schema */baton_finish(settled);
+  RETURN queues;
+END
+$$;

@@ -1,0 +1,377 @@
+"""The Workflow builder: named steps, their dependencies, and the checks that need no database.
+
+Nothing here is written anywhere. `Baton.insert` takes the finished workflow, validates it and inserts it in
+one transaction.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, overload
+
+import orjson
+
+from baton import render
+from baton._codec import Path, Refused, dump, encode, render_path
+from baton._declare import (
+    Ref,
+    Reference,
+    Step,
+    StepJob,
+    StepOptions,
+    check_scheduled_at,
+    checked_tags,
+    registered,
+)
+from baton._graph import find_cycle
+from baton._names import step_name, workflow_key, workflow_name
+from baton.errors import (
+    CycleError,
+    DuplicateStep,
+    ForeignReference,
+    InvalidArgument,
+    InvalidOption,
+    SelfDependency,
+    UnknownStep,
+)
+
+if TYPE_CHECKING:
+    from oban.job import Job
+
+STEP_WORKER = "baton.StepWorker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDefinition:
+    """One step, as it will be inserted.
+
+    Attributes:
+        name: Unique in the workflow.
+        worker: Worker of the Oban job; `baton.StepWorker` for a `@step` function.
+        args: JSON text of the job's args.
+        queue: Queue of the job.
+        max_attempts: Attempts before the job is discarded.
+        priority: 0 (first) to 9 (last).
+        tags: Labels of the job.
+        meta: JSON text of the job's meta.
+        scheduled_at: When it may run at the earliest, aware; None for as soon as it is released.
+        deps: Names of the steps it waits for, each once.
+        ignore_cancelled: Whether a cancelled dependency counts as done.
+        ignore_discarded: Whether a discarded dependency counts as done.
+        returns: Annotation of what it returns; None for an Oban job, which has none.
+    """
+
+    name: str
+    worker: str
+    args: str
+    queue: str
+    max_attempts: int
+    priority: int
+    tags: tuple[str, ...]
+    meta: str
+    scheduled_at: datetime | None
+    deps: tuple[str, ...]
+    ignore_cancelled: bool
+    ignore_discarded: bool
+    returns: object
+
+
+class Workflow:
+    """A graph of steps, built in any order and inserted as a whole.
+
+    Args:
+        name: What kind of work this is, for people and lists: 1 to 200 printable characters.
+        key: While a workflow with this key is live, inserting the same graph returns that one.
+        ignore_cancelled: Default of the steps: whether a cancelled dependency counts as done.
+        ignore_discarded: Default of the steps: whether a discarded dependency counts as done.
+        scheduled_at: When the steps without dependencies may run at the earliest; aware.
+
+    Raises:
+        InvalidName: `name` or `key` is outside the grammar.
+        InvalidOption: `scheduled_at` has no time zone, or a flag is no bool.
+    """
+
+    def __init__(
+        self,
+        name: str = "workflow",
+        *,
+        key: str | None = None,
+        ignore_cancelled: bool = False,
+        ignore_discarded: bool = False,
+        scheduled_at: datetime | None = None,
+    ) -> None:
+        self.name = workflow_name(name)
+        self.key = None if key is None else workflow_key(key)
+        self.ignore_cancelled = _flag("ignore_cancelled", ignore_cancelled)
+        self.ignore_discarded = _flag("ignore_discarded", ignore_discarded)
+        check_scheduled_at(scheduled_at)
+        self.scheduled_at = scheduled_at
+        self._steps: dict[str, StepDefinition] = {}
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name!r} with {len(self._steps):,} steps>"
+
+    @property
+    def steps(self) -> Mapping[str, StepDefinition]:
+        """The steps by name, in the order they were added. Read only."""
+        return MappingProxyType(self._steps)
+
+    @overload
+    def add[R](
+        self,
+        name: str,
+        job: StepJob[R],
+        *,
+        deps: Iterable[str | Ref[Any]] = (),
+        ignore_cancelled: bool | None = None,
+        ignore_discarded: bool | None = None,
+    ) -> Ref[R]: ...
+
+    @overload
+    def add(
+        self,
+        name: str,
+        job: Job,
+        *,
+        deps: Iterable[str | Ref[Any]] = (),
+        ignore_cancelled: bool | None = None,
+        ignore_discarded: bool | None = None,
+    ) -> Ref[Any]: ...
+
+    def add(
+        self,
+        name: str,
+        job: StepJob[Any] | Job,
+        *,
+        deps: Iterable[str | Ref[Any]] = (),
+        ignore_cancelled: bool | None = None,
+        ignore_discarded: bool | None = None,
+    ) -> Ref[Any]:
+        """Add a step. If this raises, the workflow is as it was.
+
+        Args:
+            name: 1 to 64 letters, digits, `_` or `-`, unique in this workflow.
+            job: What `step.new(...)` or an Oban worker's `new(...)` built. It is copied.
+            deps: Steps to wait for besides those whose results are arguments: refs, or names, which may be
+                of steps added later. Naming one twice is naming it once.
+            ignore_cancelled: Whether a cancelled dependency counts as done; None is the workflow's default.
+            ignore_discarded: Whether a discarded dependency counts as done; None is the workflow's default.
+
+        Returns:
+            A reference to the step. Its `.result` goes into another step's `new()`.
+
+        Raises:
+            InvalidName: `name` is outside the grammar.
+            DuplicateStep: `name` is taken.
+            ForeignReference: A ref belongs to another workflow.
+            InvalidArgument: `job` is no job, is inserted already, or JSON cannot hold its args or meta.
+            InvalidOption: `deps` is one string, or a flag is no bool.
+        """
+        name = step_name(name)
+        if name in self._steps:
+            raise DuplicateStep(f"workflow {self.name!r} has a step {name!r} already; choose another name")
+        flags = {
+            "ignore_cancelled": _flag("ignore_cancelled", ignore_cancelled, self.ignore_cancelled),
+            "ignore_discarded": _flag("ignore_discarded", ignore_discarded, self.ignore_discarded),
+        }
+        if isinstance(job, StepJob):
+            used = [self._own(name, bound.ref) for bound in job.references]
+            names = tuple(dict.fromkeys([*used, *self._names(name, deps)]))
+            definition = _step_definition(name, job, names, flags)
+            returns = job.step.returns
+        else:
+            definition = _job_definition(name, job, tuple(dict.fromkeys(self._names(name, deps))), flags)
+            returns = Any
+        self._steps[name] = definition
+        return Ref(name, self, returns)
+
+    def validate(self) -> None:
+        """Check that every dependency was added and that no steps wait for each other.
+
+        A workflow without steps is legal. 100,000 steps take a fraction of a second.
+
+        Raises:
+            UnknownStep: Dependencies that were never added; the message offers near matches.
+            SelfDependency: A step that waits for itself.
+            CycleError: Steps that wait for each other.
+        """
+        index = {name: number for number, name in enumerate(self._steps)}
+        dependencies: list[list[int]] = []
+        unknown: dict[str, str] = {}
+        for name, step in self._steps.items():
+            if name in step.deps:
+                raise SelfDependency(
+                    f"workflow {self.name!r}: step {name!r} waits for itself; remove {name!r} from its deps"
+                )
+            try:
+                dependencies.append([index[on] for on in step.deps])
+            except KeyError:
+                unknown |= {on: name for on in step.deps if on not in index and on not in unknown}
+        if unknown:
+            raise UnknownStep(self._describe_unknown(unknown))
+        if cycle := find_cycle(dependencies):
+            names = list(self._steps)
+            raise CycleError(self.name, [names[number] for number in cycle])
+
+    @property
+    def definition_hash(self) -> str:
+        """SHA-256 of the graph in hex: equal for the same work, in whatever order it was added.
+
+        The key is no part of it, and neither are times: the same work may be asked for again, for later.
+        """
+        steps = [
+            [
+                step.name,
+                step.worker,
+                orjson.loads(step.args),
+                orjson.loads(step.meta),
+                sorted(step.deps),
+                [step.ignore_cancelled, step.ignore_discarded],
+                [step.queue, step.max_attempts, step.priority, step.tags],
+            ]
+            for _, step in sorted(self._steps.items())
+        ]
+        text = orjson.dumps([self.name, steps], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(text).hexdigest()
+
+    def to_mermaid(self, states: Mapping[str, str] | None = None) -> str:
+        """Draw the workflow as a Mermaid flowchart; `states` by step name give colours."""
+        return render.to_mermaid(self._graph(), states)
+
+    def to_dot(self, states: Mapping[str, str] | None = None) -> str:
+        """Draw the workflow as a Graphviz digraph; `states` by step name give colours."""
+        return render.to_dot(self._graph(), states)
+
+    def to_text(self, states: Mapping[str, str] | None = None) -> str:
+        """List the workflow for a terminal, layer by layer."""
+        return render.to_text(self._graph(), states)
+
+    def _graph(self) -> dict[str, tuple[str, ...]]:
+        return {name: step.deps for name, step in self._steps.items()}
+
+    def _names(self, step: str, deps: Iterable[str | Ref[Any]]) -> list[str]:
+        if isinstance(deps, str | Ref):
+            raise InvalidOption(f"step {step!r}: deps={deps!r} is not a list; use deps=[...]")
+        if isinstance(deps, Reference) or not isinstance(deps, Iterable):
+            raise InvalidOption(f"step {step!r}: deps is {type(deps).__name__}; use a list of names or refs")
+        return [self._name(step, dependency) for dependency in deps]
+
+    def _name(self, step: str, dependency: object) -> str:
+        if isinstance(dependency, Ref):
+            return self._own(step, dependency)
+        if isinstance(dependency, str):
+            return str.__str__(dependency)
+        kind = type(dependency).__name__
+        raise InvalidOption(f"step {step!r}: deps holds {kind}; use names, or what add() returned")
+
+    def _own(self, step: str, ref: Ref[Any]) -> str:
+        if ref._workflow is not self:
+            raise ForeignReference(
+                f"workflow {self.name!r}: step {step!r} refers to step {ref.name!r} of {ref._workflow!r}; "
+                f"use refs that this workflow's add() returned"
+            )
+        return ref.name
+
+    def _describe_unknown(self, unknown: Mapping[str, str]) -> str:
+        # Comparing with every name of a huge workflow would take longer than building it.
+        candidates = list(self._steps)[:5_000]
+        found = []
+        for on, step in list(unknown.items())[:10]:
+            near = difflib.get_close_matches(on, candidates, n=3)
+            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+            found.append(f"step {step!r} waits for {on!r}{hint}")
+        more = f"; and {len(unknown) - 10:,} more" if len(unknown) > 10 else ""
+        return f"workflow {self.name!r} lacks steps: {'; '.join(found)}{more}; add them, or correct deps"
+
+
+def _step_definition(
+    name: str, job: StepJob[Any], deps: tuple[str, ...], flags: dict[str, bool]
+) -> StepDefinition:
+    options = job.step.options
+    declared = registered(job.step.name)
+    # Options of the declaration are looked up when the step runs, so that a deploy can change them. Only what
+    # this job was given of its own travels with it.
+    own = declared is not None and options.timeout != declared.options.timeout
+    return StepDefinition(
+        name=name,
+        worker=STEP_WORKER,
+        args=job.args_json,
+        queue=options.queue,
+        max_attempts=options.max_attempts,
+        priority=options.priority,
+        tags=options.tags,
+        meta=encode({"timeout": options.timeout} if own else {}, root="meta"),
+        scheduled_at=options.scheduled_at,
+        deps=deps,
+        returns=job.step.returns,
+        **flags,
+    )
+
+
+def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str, bool]) -> StepDefinition:
+    if isinstance(job, Step):
+        raise InvalidArgument(f"step {name!r}: {job!r} has no arguments yet; pass {job.__name__}.new(...)")
+    if any(not hasattr(job, attribute) for attribute in ("worker", "args", "queue", "meta", "id")):
+        raise InvalidArgument(
+            f"step {name!r}: a job is wanted, not {type(job).__name__}; pass what step.new(...) or an Oban "
+            f"worker's new(...) returns"
+        )
+    if job.id is not None:
+        raise InvalidArgument(
+            f"step {name!r}: job {job.id} is inserted already; build a new one with new(...)"
+        )
+    if not isinstance(job.worker, str) or not job.worker.strip() or "\0" in job.worker:
+        raise InvalidArgument(f"step {name!r}: the job's worker {job.worker!r} is no name of a class")
+    options = StepOptions(
+        queue=job.queue,
+        max_attempts=job.max_attempts,
+        priority=job.priority,
+        tags=checked_tags(job.tags),
+        scheduled_at=job.scheduled_at,
+    )
+    return StepDefinition(
+        name=name,
+        worker=job.worker,
+        args=_object_text(name, "args", job.args),
+        queue=options.queue,
+        max_attempts=options.max_attempts,
+        priority=options.priority,
+        tags=options.tags,
+        meta=_object_text(name, "meta", job.meta),
+        scheduled_at=options.scheduled_at,
+        deps=deps,
+        returns=None,
+        **flags,
+    )
+
+
+def _object_text(step: str, root: str, value: object) -> str:
+    if not isinstance(value, dict):
+        raise InvalidArgument(
+            f"step {step!r}: {root} is {type(value).__name__}; an Oban job's {root} is a dict"
+        )
+
+    def claim(value: object, path: Path) -> bool:
+        if isinstance(value, Reference):
+            raise Refused(
+                path, "only steps take references; name the step in deps and read baton.results there"
+            )
+        return False
+
+    try:
+        return dump(value, claim).decode()
+    except Refused as refused:
+        raise InvalidArgument(f"step {step!r}: {render_path(root, refused.path)}: {refused.reason}") from None
+
+
+def _flag(option: str, value: object, default: bool = False) -> bool:
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{option}={value!r} is no bool; use True or False")
+    return value

@@ -1,0 +1,104 @@
+import re
+
+import pytest
+
+from baton.render import to_dot, to_mermaid, to_text
+from tests.kit.hostile import NAMES
+
+DIAMOND = {
+    "fetch_sources": [],
+    "keywords": ["fetch_sources"],
+    "credibility": ["fetch_sources"],
+    "outline": ["fetch_sources"],
+    "compile_brief": ["keywords", "credibility", "outline"],
+}
+STATES = {"fetch_sources": "completed", "keywords": "executing", "compile_brief": "held"}
+
+
+def test_text_lists_each_step_once_by_layer():
+    assert to_text(DIAMOND) == (
+        "1  fetch_sources\n"
+        "2  keywords       <- fetch_sources\n"
+        "   credibility    <- fetch_sources\n"
+        "   outline        <- fetch_sources\n"
+        "3  compile_brief  <- keywords, credibility, outline\n"
+    )
+
+
+def test_text_shows_states_in_a_column():
+    assert to_text(DIAMOND, STATES).splitlines()[:3] == [
+        "1  fetch_sources  completed",
+        "2  keywords       executing  <- fetch_sources",
+        "   credibility               <- fetch_sources",
+    ]
+
+
+def test_text_names_a_few_of_many_dependencies():
+    graph = {f"part[{n}]": [] for n in range(100)} | {"sum": [f"part[{n}]" for n in range(100)]}
+    assert to_text(graph).splitlines()[-1] == (
+        "2  sum       <- part[0], part[1], part[2], part[3], part[4], 95 more"
+    )
+
+
+def test_text_puts_a_cycle_last():
+    assert to_text({"a": ["b"], "b": ["a"], "c": [], "d": ["elsewhere"]}) == (
+        "1  c\n   d  <- elsewhere\n?  a  <- b\n   b  <- a\n"
+    )
+
+
+def test_mermaid_draws_the_diamond():
+    assert to_mermaid(DIAMOND, STATES).splitlines() == [
+        "flowchart LR",
+        '    s0["fetch_sources"]',
+        '    s1["keywords"]',
+        '    s2["credibility"]',
+        '    s3["outline"]',
+        '    s4["compile_brief"]',
+        "    s0 --> s1",
+        "    s0 --> s2",
+        "    s0 --> s3",
+        "    s1 --> s4",
+        "    s2 --> s4",
+        "    s3 --> s4",
+        "    classDef completed fill:#dcfce7,stroke:#16a34a,color:#18181b",
+        "    class s0 completed",
+        "    classDef executing fill:#fef3c7,stroke:#d97706,color:#18181b",
+        "    class s1 executing",
+        "    classDef held fill:#f4f4f5,stroke:#a1a1aa,color:#18181b",
+        "    class s4 held",
+    ]
+
+
+def test_dot_draws_the_diamond():
+    lines = to_dot(DIAMOND, STATES).splitlines()
+    assert lines[0] == "digraph workflow {"
+    assert '    s0 [label="fetch_sources", fillcolor="#dcfce7", color="#16a34a"]' in lines
+    assert "    s3 -> s4" in lines
+    assert lines[-1] == "}"
+
+
+def test_nothing_draws_nothing():
+    assert to_text({}) == "(no steps)\n"
+    assert to_mermaid({}) == "flowchart LR\n"
+    assert to_dot({}).startswith("digraph")
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_hostile_name_stays_a_label(name):
+    graph = {"root": [], name: ["root"]}
+    states = {"root": name, name: "completed"}
+    mermaid, dot, text = to_mermaid(graph, states), to_dot(graph, states), to_text(graph, states)
+    assert len(mermaid.splitlines()) == 6
+    assert re.fullmatch(r'    s1\["[^"<>&`;\\]*(#\d+;[^"<>&`;\\]*)*"\]', mermaid.splitlines()[2])
+    assert len(dot.splitlines()) == 7
+    assert re.fullmatch(
+        r'    s1 \[label="([^"\\]|\\.)*", fillcolor="#\w+", color="#\w+"\]', dot.splitlines()[4]
+    )
+    assert len(text.splitlines()) == 2
+    for output in (mermaid, dot, text):
+        assert output.replace("\n", "").isprintable()
+        output.encode()
+
+
+def test_an_unknown_state_has_no_colour():
+    assert "class" not in to_mermaid({"a": []}, {"a": "'; evil"})

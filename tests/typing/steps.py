@@ -1,0 +1,111 @@
+"""Read by mypy and pyright, never run. A line that must not type-check ends in `# E`; all others must."""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+from oban.job import Cancel, Job, Snooze
+
+from baton._declare import AsyncStep, PlainStep, Ref, StepJob, step
+from baton.workflow import Workflow
+
+
+@dataclass
+class Document:
+    title: str
+    words: list[str]
+
+
+@step
+async def fetch(topic: str, limit: int = 10) -> list[Document] | Snooze: ...
+
+
+@step(queue="cpu", max_attempts=5, tags=["nlp"], backoff=lambda attempt: 2.0**attempt)
+def keywords(documents: list[Document]) -> list[str]: ...
+
+
+@step
+def gate(amount: int) -> str | None | Cancel: ...
+
+
+@step(timeout=2.5)
+async def totals(words: list[str]) -> dict[str, int]: ...
+
+
+@step
+def count(number: int) -> int: ...
+
+
+@step
+async def label(text: str, **extra: float) -> None: ...
+
+
+@step
+def first(document: Document) -> Document | Snooze | Cancel: ...
+
+
+def snoozes_and_cancels_are_no_results() -> None:
+    anything: AsyncStep[..., list[Document]] = fetch
+    anything.new()
+    assert_type(fetch.new("x"), StepJob[list[Document]])
+    assert_type(keywords.new([]), StepJob[list[str]])
+    assert_type(gate.new(1), StepJob[str | None])
+    assert_type(totals.new(words=[]), StepJob[dict[str, int]])
+    assert_type(first.new(Document("", [])), StepJob[Document])
+
+
+async def calling_a_step_calls_the_function() -> None:
+    await assert_type(fetch("x"), Coroutine[Any, Any, list[Document]])
+    assert_type(await fetch("x", limit=3), list[Document])
+    assert_type(keywords([]), list[str])
+    await fetch(3)  # E
+    keywords(document=[])  # E
+
+
+def arguments_are_checked() -> None:
+    fetch.new()  # E
+    fetch.new(topic="x", limit="many")  # E
+    fetch.new(topics="x")  # E
+    label.new("x", weight=1.5)
+    label.new("x", weight="heavy")  # E
+
+
+def edges_are_checked() -> None:
+    workflow = Workflow("typed")
+    documents = workflow.add("fetch", fetch.new(topic="x"))
+    assert_type(documents, Ref[list[Document]])
+    words = workflow.add("keywords", keywords.new(documents=documents.result))
+    sums = workflow.add("totals", totals.new(words.result), deps=[documents, "keywords"])
+    workflow.add("count", count.new(sums.result["x"]))
+    workflow.add("label", label.new(documents.result[0].title))
+    workflow.add("first", first.new(documents.result[0]))
+    workflow.add("count2", count.new(words.result))  # E
+    workflow.add("totals2", totals.new(documents.result))  # E
+    workflow.add("label2", label.new(sums.result["x"]))  # E
+    workflow.add("label3", label.new(documents.result[0].words))  # E
+    workflow.add("label4", label.new(documents.result[0].titel))  # E
+    workflow.add("keywords2", keywords.new(documents))  # E
+    workflow.add("keywords3", keywords)  # E
+    workflow.add("keywords4", keywords.new([]), deps=documents)  # E
+    workflow.add("keywords5", keywords.new([]), deps=[3])  # E
+
+
+def oban_jobs_are_steps_of_any_type(job: Job) -> None:
+    workflow = Workflow("mixed")
+    raw = workflow.add("raw", job)
+    assert_type(raw, Ref[Any])
+    workflow.add("count", count.new(raw.result["n"]))
+
+
+def options_keep_the_type() -> None:
+    urgent = keywords.with_options(queue="urgent", priority=0)
+    assert_type(urgent.new([]), StepJob[list[str]])
+    plain: PlainStep[..., list[str]] = urgent
+    urgent.new(3)  # E
+    keywords.with_options(queue=3)  # E
+    keywords.with_options(backoff=None)  # E
+    plain.new()
+
+
+@step(max_attempts="5")  # E
+def misdeclared() -> None: ...
