@@ -3,6 +3,7 @@ import copy
 import functools
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 import pytest
-from oban.job import Cancel, Snooze
+from oban.job import Cancel as ObanCancel
+from oban.job import Snooze as ObanSnooze
 
 from baton import _declare
 from baton._declare import AsyncStep, PlainStep, Ref, all_steps, registered, step
+from baton._outcomes import Cancel, Snooze
 from baton.errors import (
-    DefinitionError,
     DuplicateStep,
     InvalidArgument,
     InvalidName,
@@ -56,9 +58,9 @@ def make_fetch() -> AsyncStep[..., list[Document]]:
     return fetch
 
 
-def make_keywords() -> PlainStep[..., list[str]]:
+def make_keywords() -> PlainStep[..., list[str] | None]:
     @step
-    def keywords(documents: list[Document], weight: float = 1.0, **extra: int) -> list[str] | None | Cancel:
+    def keywords(documents: list[Document], weight: float = 1.0, **extra: int) -> list[str] | Cancel | None:
         return [document.title for document in documents]
 
     return keywords
@@ -104,6 +106,13 @@ def test_annotations_that_do_not_resolve_say_nothing():
     assert json.loads(guess.new(1, 2, 3).args_json)["args"] == {"a": 1, "b": 2, "c": 3}
 
 
+def test_outcomes_of_oban_are_no_results_either():
+    @step
+    def wait() -> int | ObanSnooze | ObanCancel: ...
+
+    assert wait.returns is int
+
+
 def test_a_step_that_only_snoozes_returns_anything():
     @step
     def wait() -> Snooze: ...
@@ -136,7 +145,7 @@ def test_keywords_are_stored_beside_the_parameters():
 @pytest.mark.parametrize(
     ("args", "kwargs", "text"),
     [
-        ((), {}, "missing a required argument: 'topic'"),
+        ((), {}, r"missing a required argument: 'topic'"),
         (("a", 1, 2), {}, "too many positional arguments"),
         (("a",), {"topics": 1}, "unexpected keyword argument 'topics'"),
     ],
@@ -156,24 +165,24 @@ def test_an_argument_that_json_cannot_hold_is_refused_with_its_path():
 
 @pytest.mark.parametrize("label", [label for label in VALUES if label != "20 MB of text"])
 def test_a_hostile_argument_is_refused_with_or_without_a_reference(label):
-    with pytest.raises(InvalidArgument, match="^argument documents"):
+    with pytest.raises(InvalidArgument, match=r"^argument documents"):
         make_keywords().new(VALUES[label]())
-    with pytest.raises(InvalidArgument, match="^argument documents"):
+    with pytest.raises(InvalidArgument, match=r"^argument documents"):
         make_keywords().new([a_ref().result, VALUES[label]()])
 
 
 def test_references_are_found_at_any_depth():
     ref = a_ref(dict)
-    job = make_keywords().new([{"a": (1, ref.result["x"][0].title)}, ref.result], weight=ref.result)
+    job = make_keywords().new([{"a": (1, ref.result["x"][0].title)}, ref.result], weight=ref.result["n"])
     assert json.loads(job.args_json) == {
         "step": make_keywords().name,
         "args": {"documents": [{"a": [1, None]}, None], "weight": None},
         "refs": [
             [["documents", 0, "a", 1], "fetch", ["x", 0, "title"]],
             [["documents", 1], "fetch", []],
-            [["weight"], "fetch", []],
+            [["weight"], "fetch", ["n"]],
         ],
-    } or pytest.fail(job.args_json)
+    }
 
 
 def test_a_reference_is_bound_to_its_place():
@@ -226,14 +235,14 @@ def test_a_part_of_a_result_is_not_judged_by_the_whole():
 
 
 USES: list[Callable[[Any], object]] = [
-    bool, hash, str, len, iter, next, reversed, list, tuple, set, dict, sorted, sum, int, float, complex,
-    bytes, round, abs, math.floor, math.trunc, range, format, json.dumps, copy.copy, copy.deepcopy, pickle.dumps,
-    lambda r: f"{r}", lambda r: "%s" % r, lambda r: "%d" % r, lambda r: r + 1, lambda r: 1 + r, lambda r: r - 1,
-    lambda r: 1 / r, lambda r: r * 2, lambda r: r**2, lambda r: r % 2, lambda r: r @ r, lambda r: -r, lambda r: ~r,
-    lambda r: r == 1, lambda r: r == 1, lambda r: r != 1, lambda r: r < 1, lambda r: r > 1, lambda r: r >= r,
-    lambda r: r and 1, lambda r: not r, lambda r: 1 if r else 2, lambda r: r | {}, lambda r: {} | r,
-    lambda r: r(), lambda r: r.upper(), lambda r: "x" in r, lambda r: [1, 2][r], lambda r: {r: 1},
-    lambda r: [*r], lambda r: {**r}, lambda r: r.__enter__(), lambda r: open(r),
+    bool, hash, str, len, iter, next, reversed, list, tuple, set, dict, sorted, sum, int, float,
+    complex, bytes, round, abs, math.floor, math.trunc, range, format, copy.copy, copy.deepcopy,
+    pickle.dumps, lambda r: f"{r}", lambda r: r + 1, lambda r: 1 + r, lambda r: r - 1, lambda r: 1 / r,
+    lambda r: r * 2, lambda r: r**2, lambda r: r % 2, lambda r: r @ r, lambda r: -r, lambda r: ~r,
+    lambda r: r == 1, lambda r: r == 1, lambda r: r != 1, lambda r: r < 1, lambda r: r > 1,
+    lambda r: r >= r, lambda r: r and 1, lambda r: not r, lambda r: 1 if r else 2, lambda r: r | {},
+    lambda r: {} | r, lambda r: r(), lambda r: r.upper(), lambda r: "x" in r, lambda r: [1, 2][r],
+    lambda r: {r: 1}, lambda r: [*r], lambda r: r.__enter__(), os.fspath,
     lambda r: r.__setitem__("x", 1), lambda r: r.__delitem__("x"), lambda r: asyncio.run(awaited(r)),
     lambda r: asyncio.run(entered(r)), lambda r: asyncio.run(iterated(r)),
 ]  # fmt: skip
@@ -255,22 +264,23 @@ async def iterated(value):
 
 @pytest.mark.parametrize("use", USES)
 def test_a_reference_used_as_a_value_raises(use):
-    with pytest.raises((NotAValue, TypeError)) as caught:
+    with pytest.raises(NotAValue):
         use(a_ref().result["x"].title)
-    assert (
-        isinstance(caught.value, NotAValue)
-        or use in (json.dumps, dict, pickle.dumps)
-        or "{**r}" in str(use)
-        or ("mapping" in str(caught.value))
-    )
+
+
+@pytest.mark.parametrize("use", [json.dumps, "%d".__mod__, lambda r: {**r}, open])
+def test_what_python_refuses_by_itself_is_a_type_error_too(use):
+    with pytest.raises(TypeError):
+        use(a_ref().result)
 
 
 def test_the_message_says_which_result_and_what_to_do():
-    with pytest.raises(
-        NotAValue,
-        match=r"""^result\["x"\]\[0\]\.title of step 'fetch' is a reference, not a value: .* another step's new\(\)$""",
-    ):
+    with pytest.raises(NotAValue) as caught:
         bool(a_ref().result["x"][0].title)
+    assert str(caught.value) == (
+        """result["x"][0].title of step 'fetch' is a reference, not a value: the step has not run yet; """
+        "pass it to another step's new()"
+    )
 
 
 def test_a_reference_can_be_shown_and_has_no_dunders():
@@ -474,15 +484,15 @@ def test_a_wrapped_function_keeps_its_signature():
         fetch.new()
 
 
-def test_a_wrapper_of_the_definition_errors_is_not_needed():
-    with pytest.raises(DefinitionError):
-        make_keywords().new(object())
-
-
 def test_importing_the_definition_layer_imports_no_oban_psycopg_or_pydantic():
+    # The package itself is empty here: it imports the whole library, and this is about one layer of it.
     code = (
-        "import sys, baton.workflow, baton.render, baton._codec, baton._declare\n"
-        "print([name for name in ('oban', 'psycopg', 'pydantic') if name in sys.modules])"
+        "import importlib.util, sys, types\n"
+        "spec, package = importlib.util.find_spec('baton'), types.ModuleType('baton')\n"
+        "package.__path__ = spec.submodule_search_locations\n"
+        "sys.modules['baton'] = package\n"
+        "import baton.workflow, baton.render, baton._codec, baton._declare\n"
+        "print([name for name in ('oban', 'psycopg', 'pydantic', 'asyncio') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -24,8 +24,8 @@ Author: Mira Holt
 Date: 2 March 2021
 
 A honey bee swarm chooses its new nest site by a debate among scout bees. Each scout bee that has found a
-hollow tree performs a waggle dance, and the dance is longer for a better nest site. Other scout bees follow the
-dance, inspect the hollow tree themselves and may dance for it in turn. Prof. T. Seeley et al. 2010 have
+hollow tree performs a waggle dance, and the dance is longer for a better nest site. Other scout bees follow
+the dance, inspect the hollow tree themselves and may dance for it in turn. Prof. T. Seeley et al. 2010 have
 described the debate in detail, e.g. how a scout bee stops rivals with a short beep.
 
 When enough scout bees meet at one nest site, they return and warm up the swarm. The swarm then flies to the
@@ -39,8 +39,8 @@ BREAD = """\
 By: Jo Park
 
 Sourdough bread rises because wild yeast and lactic bacteria live together in a starter. The baker feeds
-the starter with flour and water, and the wild yeast produces the gas that lifts the dough. A cold dough ferments
-slowly, and slow fermentation gives sourdough bread its acid taste.
+the starter with flour and water, and the wild yeast produces the gas that lifts the dough. A cold dough
+ferments slowly, and slow fermentation gives sourdough bread its acid taste.
 
 ```
 print("this is code, and no sentence of the article at all, whatever it may look like to others.")
@@ -62,7 +62,8 @@ PAGE = """\
 <article><h1>Tides</h1>
 <p>The tide is the regular rise and fall of the sea, caused by the pull of the moon and the sun.<br>It turns
 twice a day on most coasts of the <a href="https://example.org/ocean">open ocean</a>.</p>
-<p>A spring tide is higher than an ordinary one, because sun and moon pull in one line at new moon and full moon.</p>
+<p>A spring tide is higher than an ordinary one, because sun and moon pull in one line at new moon and full
+moon.</p>
 <p>Between them lies the neap tide, when the two pull at a right angle and the sea moves least.</p>
 </article><style>p { color: red }</style></body></html>
 """
@@ -356,7 +357,7 @@ def test_a_named_document_that_cannot_be_used_is_an_error_that_names_it(write, n
 
 
 def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path):
-    with pytest.raises(SourceError, match="nowhere.md' does not exist .* check the path"):
+    with pytest.raises(SourceError, match=r"nowhere.md' does not exist .* check the path"):
         load([str(tmp_path / "nowhere.md")])
 
 
@@ -388,7 +389,7 @@ def test_a_folder_without_a_document_is_an_error(write, tmp_path):
     with pytest.raises(SourceError, match="has no file ending in"):
         load([str(tmp_path)])
     write("empty.txt", "")
-    with pytest.raises(SourceError, match="nothing to read: empty.txt: .*empty"):
+    with pytest.raises(SourceError, match=r"nothing to read: empty.txt: .*empty"):
         load([str(tmp_path)])
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_an_edge_against_the_flow_is_found_as_a_cycle(dag, data):
     cycle = find_cycle(looped)
     assert cycle is not None
     assert cycle[0] == cycle[-1]
-    assert all(on in looped[i] for on, i in zip(cycle, cycle[1:], strict=False))
+    assert all(on in looped[i] for on, i in pairwise(cycle))
 
 
 @pytest.mark.parametrize("graph", [[[0]], [[1], [0]], [[], [0, 3], [1], [2]]])

@@ -1,6 +1,7 @@
 import json
 from dataclasses import FrozenInstanceError, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -160,8 +161,6 @@ def test_a_hostile_name_is_refused_and_nothing_is_added(name):
 def test_a_hostile_dependency_is_an_unknown_step(name):
     workflow = Workflow()
     workflow.add("a", noop.new(), deps=[name])
-    if name in ("a",):
-        return
     with pytest.raises(UnknownStep) as caught:
         workflow.validate()
     assert str(caught.value).isprintable()
@@ -204,7 +203,7 @@ def test_a_cycle_is_named():
     path = caught.value.path
     assert path[0] == path[-1]
     assert set(path) == {"a", "b", "c"}
-    assert all(on in workflow.steps[name].deps for on, name in zip(path, path[1:], strict=False))
+    assert all(on in workflow.steps[name].deps for on, name in pairwise(path))
 
 
 def test_an_empty_workflow_is_legal():
@@ -325,23 +324,14 @@ def test_a_workflow_with_impossible_options_is_refused(options):
         Workflow(**options)
 
 
-def test_the_hash_knows_the_work_but_not_the_order_the_key_or_the_time():
-    base = research().definition_hash
-    keyed = Workflow("research", key="k", scheduled_at=datetime(2026, 1, 2, tzinfo=UTC))
-    documents = keyed.add("fetch_sources", fetch_sources.new(topic="x"))
-    score = keyed.add("credibility", credibility.new(documents=documents.result))
-    words = keyed.add("keywords", keywords.new(documents=documents.result))
-    keyed.add(
-        "compile_brief", compile_brief.new(score=score.result, words=words.result), deps=["fetch_sources"]
-    )
-    keyed_late = fetch_sources.with_options(scheduled_at=datetime(2027, 1, 2, tzinfo=UTC))
-    assert sorted(keyed.steps) == sorted(research().steps)
-    assert base == research().definition_hash
-    late = Workflow("research")
-    on_time = Workflow("research")
-    late.add("a", keyed_late.new("x"))
-    on_time.add("a", fetch_sources.new("x"))
-    assert late.definition_hash == on_time.definition_hash
+def test_the_hash_knows_neither_the_key_nor_the_times():
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    now, later = Workflow(), Workflow(key="k", scheduled_at=at)
+    now.add("a", fetch_sources.new("x"))
+    later.add("a", fetch_sources.with_options(scheduled_at=at).new("x"))
+    assert now.definition_hash == later.definition_hash
+    assert research().definition_hash == research().definition_hash
+    assert research().definition_hash != research("other").definition_hash
 
 
 def test_the_hash_of_the_same_calls_in_another_order_is_the_same():

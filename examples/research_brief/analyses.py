@@ -65,7 +65,7 @@ _ABBREVIATIONS = _set(
     prof st jr sr inc ltd co corp dept est jan feb mar apr jun jul aug sep sept oct nov dec bzw ggf usw"""
 )
 _MAY_END = _set("etc inc ltd co corp jr sr usw no al")
-_BREAK = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_])")
+_BREAK = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[\"'“‘(\[]*([^\W_]))")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _CITATION = re.compile(
     r"\[\d{1,3}\]|\((?:[A-Z][\w.&'’ -]{1,60}),? (?:19|20)\d\d[a-z]?\)|\bRFC ?\d{3,5}\b|\bdoi:|\bISBN\b"
@@ -170,16 +170,14 @@ def sentences(paragraph: str) -> list[str]:
     found: list[str] = []
     start = 0
     for stop in _BREAK.finditer(paragraph):
-        before = paragraph[start : stop.start()]
-        after = paragraph[stop.end() :].lstrip("\"'“‘([")
-        last = before.rsplit(maxsplit=1)[-1].lstrip("\"'“‘([") if before.strip() else ""
         if stop[0].startswith("."):
-            # "U.S. Army", "J. Smith": an initial; "no. 5": an abbreviation, unless a capital starts anew
-            # after it.
-            if after[0].islower() or re.fullmatch(r"(?:[^\W\d_]\.)+[^\W\d_]|[A-Z]", last):
+            after = stop[1]
+            before = paragraph[max(start, stop.start() - 40) : stop.start()].split()
+            last = before[-1].lstrip("\"'“‘([") if before else ""
+            # "U.S. Army", "J. Smith": an initial. "no. 5" goes on, where a capital would start anew.
+            if after.islower() or re.fullmatch(r"(?:[^\W\d_]\.)+[^\W\d_]|[A-Z]", last):
                 continue
-            last = last.lower()
-            if last in _ABBREVIATIONS and not (last in _MAY_END and after[0].isupper()):
+            if last.lower() in _ABBREVIATIONS and not (last.lower() in _MAY_END and after.isupper()):
                 continue
         found.append(paragraph[start : stop.end()].strip())
         start = stop.end()

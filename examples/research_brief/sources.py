@@ -480,9 +480,7 @@ def _read_html(text: str, where: str) -> _Content:
             # Of dates only what the page states: the last resort would be any number in the text.
             date_extraction_params={"extensive_search": False, "original_date": True},
         )
-    except (
-        Exception
-    ) as error:  # a parser fed with anything at all: whatever it raises, this page cannot be read
+    except Exception as error:  # whatever a parser raises that is fed with anything at all
         raise SourceError(f"{where!r} cannot be read as HTML: {error}; save it as text") from error
     if found is None or isinstance(found, dict):
         # No main part to find in a page this short or this broken: then its text, for what that is worth.
@@ -498,18 +496,17 @@ def _read_html(text: str, where: str) -> _Content:
 def _without_tags(text: str) -> list[str]:
     """The text between the tags, in one pass: what no parser can read may be large, too."""
     parts: list[str] = []
-    silent = ""
-    for part in re.split(r"(<!--|-->|<[a-zA-Z/!?][^<>]*>)", text):
-        tag = re.match(r"<(/?)([a-zA-Z]+|!--)", part)
-        if part == "-->":
-            silent = "" if silent == "!--" else silent
-        elif tag is None:
+    silent = ""  # the tag whose text nobody sees, until its end
+    for place, part in enumerate(re.split(r"(<!--|-->|<[a-zA-Z/!?][^<>]*>)", text)):
+        name = part.strip("</!>").split(maxsplit=1)[0].lower() if part.strip("</!>") else ""
+        if place % 2 == 0:
             parts.append("" if silent else html.unescape(part))
         elif silent:
-            silent = "" if tag[1] and tag[2].lower() == silent else silent
-        elif tag[2].lower() in ("script", "style", "title", "template", "!--"):
-            silent = tag[2].lower()
-        elif tag[2].lower() not in ("a", "b", "code", "em", "i", "span", "strong", "sub", "sup"):
+            ends = part == "-->" if silent == "--" else part.startswith("</") and name == silent
+            silent = "" if ends else silent
+        elif part == "<!--" or name in ("script", "style", "title", "template"):
+            silent = name
+        elif name not in ("a", "b", "code", "em", "i", "span", "strong", "sub", "sup"):
             parts.append("\n\n")
     return "".join(parts).split("\n\n")
 

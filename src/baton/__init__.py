@@ -20,16 +20,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from baton._declare import Ref, Step, StepJob, step
+from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
     from oban import worker
-    from oban.job import Cancel, Snooze
 
     from baton import errors, migration, testing
     from baton._states import RunState, StepState
-    from baton._step import StepContext, StepLogFilter, StepWorker, current, results
+    from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.run import Run
     from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
@@ -66,13 +66,11 @@ __all__ = [
 # Name to the module that has it; a name of its own module stands for the module.
 _LAZY = {
     "Baton": "baton.client",
-    "Cancel": "oban.job",
     "Graph": "baton.snapshot",
     "Run": "baton.run",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
-    "Snooze": "oban.job",
     "StepContext": "baton._step",
     "StepLogFilter": "baton._step",
     "StepState": "baton._states",

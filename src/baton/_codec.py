@@ -103,7 +103,7 @@ def dump(value: object, claim: Claim | None = None) -> bytes:
         text = orjson.dumps(padded, _simplify, _OPTIONS)[_PADDING:-_PADDING]
     except TypeError:
         return orjson.dumps(_plain(value, claim))
-    if b"null" in text or b"\\u0000" in text:
+    if b"\\u0000" in text or (b"null" in text and not _reads_back(text, value)):
         _plain(value, claim)
     return text
 
@@ -154,15 +154,12 @@ def clean_text(text: str, limit: int = 16_384) -> str:
     text = _SURROGATE.sub("\ufffd", text.replace("\0", "\u2400"))
     if len(text) <= limit:
         return text
-    marker = ""
-    # Room for the marker means cutting more, which may make its number, and so the marker, longer.
-    while len(grown := f"\n... {len(text) - limit + len(marker):,} characters cut ...\n") > len(marker):
-        marker = grown
-    kept = limit - len(marker)
+    kept = limit - 40  # room for the marker, whatever it counts
     if kept < 2:
         return text[:limit]
     head = kept // 2
-    return text[:head] + marker + text[len(text) - kept + head :]
+    tail = len(text) - kept + head
+    return f"{text[:head]}\n... {len(text) - kept:,} characters cut ...\n{text[tail:]}"
 
 
 def render_path(root: str, path: Sequence[str | int]) -> str:
@@ -176,6 +173,14 @@ def render_path(root: str, path: Sequence[str | int]) -> str:
         else:
             parts.append(f"[{segment}]")
     return "".join(parts)
+
+
+def _reads_back(text: bytes, value: object) -> bool:
+    """Whether plain JSON came out as it went in, in C: a None is then a None, and no NaN. Models never do."""
+    try:
+        return bool(orjson.loads(text) == value)
+    except Exception:  # comparing asks the user's classes, which may raise anything
+        return False
 
 
 def _plain(value: object, claim: Claim | None) -> JsonValue:

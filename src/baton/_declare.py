@@ -23,6 +23,7 @@ import orjson
 from baton._codec import Attribute, Path, Refused, dump, render_path
 from baton._fit import describe, fits, members
 from baton._names import function_name, queue_name
+from baton._outcomes import Cancel, Snooze
 from baton.errors import (
     DuplicateStep,
     InvalidArgument,
@@ -31,9 +32,6 @@ from baton.errors import (
     NotAValue,
     ReferenceMismatch,
 )
-
-if TYPE_CHECKING:
-    from oban.job import Cancel, Snooze
 
 type Backoff = Callable[[int], float]
 
@@ -518,7 +516,9 @@ def _resolved_hints(function: Callable[..., Any]) -> dict[str, object]:
 
 
 def _is_outcome(annotation: object) -> bool:
-    """Recognise Oban's Snooze and Cancel without importing Oban."""
+    """Recognise Snooze and Cancel, Oban's as well, without importing Oban."""
+    if annotation in (Snooze, Cancel):
+        return True
     name = getattr(annotation, "__module__", None), getattr(annotation, "__qualname__", None)
     return name in (("oban.job", "Snooze"), ("oban.job", "Cancel"))
 

@@ -1,15 +1,15 @@
 """The engine's statements, called from Python: ack, claim, give back, sweep, store, insert.
 
-One database function per call, each its own transaction unless a connection is handed in. The pool is the engine's own, so steps
-that hold every connection of the app's pool do not keep a result from being written. Retrying, and what to do with an outcome
-the database refuses, is decided in `_oban`.
+One database function per call, each its own transaction unless a connection is handed in. The pool is the engine's own,
+so steps that hold every connection of the app's pool do not keep a result from being written. Retrying, and what to do
+with an outcome the database refuses, is decided in `_oban`.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -20,6 +20,7 @@ from psycopg.types.numeric import Int8, Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _store
+from baton._plan import InsertPlan
 from baton.errors import KeyConflict
 
 
@@ -39,7 +40,11 @@ class Outcome:
 
     def row(self) -> dict[str, object]:
         """The outcome as `ack` takes it, without the result, which would be parsed again at every look."""
-        row: dict[str, object] = {"id": self.job_id, "attempted_at": naive_utc(self.attempted_at), "state": self.state}
+        row: dict[str, object] = {
+            "id": self.job_id,
+            "attempted_at": naive_utc(self.attempted_at),
+            "state": self.state,
+        }
         if self.attempt_change is not None:
             row["attempt_change"] = self.attempt_change
         if self.delay is not None:
@@ -81,28 +86,13 @@ class Inserted:
     inserted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class InsertPlan:
-    """Workflows as the columns that `insert` writes; places count from 1."""
-
-    ids: list[UUID]
-    names: list[str]
-    keys: list[str | None]
-    hashes: list[str]
-    steps: list[int]
-    step_columns: tuple[list[Any], ...]
-    dependency: list[int]
-    dependent: list[int]
-    queues: frozenset[str]
-
-
-_ACK: LiteralString = (
+_ACK = (
     "SELECT acked, queues, owed, claimed::text FROM /* schema */baton_ack("
     "%s::jsonb, %s::text[], %s::text, %s::integer, %s::text, %s::uuid, %s::uuid[], %s::text)"
 )
-_INSERT: LiteralString = (
+_INSERT = (
     "SELECT id, inserted FROM /* schema */baton_insert("
-    "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], %s::text[], "
+    "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], %s::text[], %s::text[], "
     "%s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], %s::text[], %s::boolean[], "
     "%s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text)"
 )
@@ -117,7 +107,13 @@ class Engine:
     """The engine's own few connections, and its statements for one schema."""
 
     def __init__(
-        self, conninfo: Callable[[], Awaitable[str]], *, kwargs: dict[str, Any], prefix: str, origin: str, pool_size: int
+        self,
+        conninfo: Callable[[], Awaitable[str]],
+        *,
+        kwargs: dict[str, Any],
+        prefix: str,
+        origin: str,
+        pool_size: int,
     ) -> None:
         self._conninfo = conninfo
         self._kwargs = kwargs
@@ -159,8 +155,8 @@ class Engine:
         if pool is not None:
             await pool.close()
 
-    def _sql(self, text: LiteralString) -> LiteralString:
-        return _store.render(text, self.prefix)
+    def _sql(self, text: str) -> bytes:
+        return _store.statement(text, self.prefix)
 
     async def ack(self, outcomes: Sequence[Outcome], claim: Claim | None = None) -> Acked:
         """Write outcomes, settle, release and claim, in one statement and one commit."""
@@ -200,7 +196,8 @@ class Engine:
         async with pool.connection() as conn:
             row = await (
                 await conn.execute(
-                    self._sql("SELECT /* schema */baton_sweep(%s::uuid[], %s)"), (self.local_producers, self.origin)
+                    self._sql("SELECT /* schema */baton_sweep(%s::uuid[], %s)"),
+                    (self.local_producers, self.origin),
                 )
             ).fetchone()
         assert row is not None

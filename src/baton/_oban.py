@@ -29,6 +29,7 @@ from oban.job import Job
 from baton import _step
 from baton._codec import clean_text, encode
 from baton._engine import Acked, Claim, Engine, Outcome
+from baton._outcomes import Cancel, Snooze
 from baton.errors import InvalidResult
 
 logger = logging.getLogger("baton.engine")
@@ -45,6 +46,10 @@ _seams: weakref.WeakKeyDictionary[Query, "Seam"] = weakref.WeakKeyDictionary()
 class StepExecutor(Executor):
     """Oban's executor, for which every BaseException is an outcome and nothing in the recording of one raises."""
 
+    # Oban sets them to None first and has no annotations, so a checker takes None for their type.
+    action: AckAction | None  # type: ignore[assignment]
+    result: Any
+    _traceback: str | None  # type: ignore[assignment]
     given_back = False
 
     async def _process(self) -> None:
@@ -57,7 +62,7 @@ class StepExecutor(Executor):
                 self.given_back = True
                 raise
             self._fail(error)
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, Exception) and not isinstance(self.result, (Snooze, Cancel)):
             self._fail(self.result)
 
     def _fail(self, error: BaseException) -> None:
@@ -67,6 +72,7 @@ class StepExecutor(Executor):
     def _record_stopped(self) -> None:
         try:
             super()._record_stopped()
+            assert self.action is not None
             _delay(self.action.schedule_in)
         except Exception as error:
             # A snooze whose seconds are no number, a hook of somebody else's: the attempt fails, the queue goes on.
@@ -244,12 +250,16 @@ class Seam:
                 tries += 1
                 if self.stopping and tries > 5:
                     raise
-                logger.warning("could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error))
+                logger.warning(
+                    "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
+                )
             except (OSError, TimeoutError) as error:
                 tries += 1
                 if self.stopping and tries > 5:
                     raise
-                logger.warning("could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error))
+                logger.warning(
+                    "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
+                )
             else:
                 await self._after_ack(done, producer)
                 return done.acked
@@ -263,9 +273,13 @@ class Seam:
             try:
                 await self.sweep()
             except Exception:
-                logger.warning("could not pay what is owed right after an ack; the next sweep will", exc_info=True)
+                logger.warning(
+                    "could not pay what is owed right after an ack; the next sweep will", exc_info=True
+                )
 
-    async def _divide(self, outcomes: list[Outcome], producer: Producer | None, error: psycopg.Error) -> list[int]:
+    async def _divide(
+        self, outcomes: list[Outcome], producer: Producer | None, error: psycopg.Error
+    ) -> list[int]:
         """One outcome that the database refuses must not take the others with it: halve until it is alone."""
         if len(outcomes) > 1:
             middle = len(outcomes) // 2
@@ -275,7 +289,8 @@ class Seam:
         logger.error("the database refused the outcome of job %d: %s", refused.job_id, _one_line(error))
         job = self._running(refused.job_id, producer)
         action = AckAction(
-            job=job or Job("baton.StepWorker", id=refused.job_id, attempted_at=refused.attempted_at, _validate=False),
+            job=job
+            or Job("baton.StepWorker", id=refused.job_id, attempted_at=refused.attempted_at, _validate=False),
             state="discarded",
             error={
                 "attempt": job.attempt if job else None,
@@ -283,7 +298,14 @@ class Seam:
                 "error": f"its outcome could not be written: {_one_line(error)}",
             },
         )
-        done = await self.engine.ack([self._outcome(action)], self._claim(producer))
+        try:
+            done = await self.engine.ack([self._outcome(action)], self._claim(producer))
+        except psycopg.Error as again:
+            if _may_pass(again):
+                raise
+            # Not even that it failed can be written. The job stays executing, for the lifeline; the queue goes on.
+            logger.error("the database refused the failure of job %d as well: %s", refused.job_id, _one_line(again))
+            return []
         await self._after_ack(done, producer)
         return done.acked
 
@@ -315,7 +337,9 @@ class Seam:
         surplus = claimed[room:]
         if surplus:
             self._claimed[producer._uuid] = claimed[:room]
-            await self.engine.give_back([(job.id or 0, job.attempted_at or datetime.now(UTC)) for job in surplus])
+            await self.engine.give_back(
+                [(job.id or 0, job.attempted_at or datetime.now(UTC)) for job in surplus]
+            )
 
     def _room(self, producer: Producer, *, claimed: int) -> int:
         if self.stopping or producer._paused or producer._stopping.is_set():
@@ -336,14 +360,25 @@ class Seam:
 
     def _job(self, row: dict[str, Any]) -> Job:
         step = row.pop("step")
-        for name in ("inserted_at", "attempted_at", "scheduled_at", "cancelled_at", "completed_at", "discarded_at"):
+        for name in (
+            "inserted_at",
+            "attempted_at",
+            "scheduled_at",
+            "cancelled_at",
+            "completed_at",
+            "discarded_at",
+        ):
             if row[name] is not None:
                 row[name] = datetime.fromisoformat(row[name])
         job = Job(**row, _validate=False)
         try:
             use_ext("job.after_new", _nothing, job)
         except Exception:
-            logger.warning("an extension refused job %s after it was claimed; it runs all the same", job.id, exc_info=True)
+            logger.warning(
+                "an extension refused job %s after it was claimed; it runs all the same",
+                job.id,
+                exc_info=True,
+            )
         if step is not None:
             job.extra[_step.EXTRA] = _step.Attempt(
                 store=self.engine,
@@ -402,7 +437,7 @@ def _batches(outcomes: list[Outcome]) -> list[list[Outcome]]:
 def _delay(seconds: Any) -> float | None:
     if seconds is None:
         return None
-    return float(min(max(float(seconds), 0.0), _LARGEST_DELAY)) if seconds == seconds else 0.0  # noqa: PLR0124
+    return float(min(max(float(seconds), 0.0), _LARGEST_DELAY)) if seconds == seconds else 0.0
 
 
 def _meta(meta: dict[str, Any] | None) -> str | None:
@@ -432,7 +467,10 @@ def _fill_slots() -> None:
     if _filled:
         for name, function in _filled.items():
             if get_ext(name, _nothing) is not function:
-                logger.warning("the Oban extension %s was replaced after Baton filled it; Baton relies on it being passed on", name)
+                logger.warning(
+                    "the Oban extension %s was replaced after Baton filled it; Baton relies on it being passed on",
+                    name,
+                )
         return
     previous_ack = get_ext("query.ack_jobs", oban_ack_jobs)
     previous_get = get_ext("producer.get_jobs", oban_get_jobs)

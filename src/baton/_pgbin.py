@@ -185,7 +185,7 @@ def choose_account(data_dir: Path, programs: Programs) -> tuple[Account, Program
         if status == _CLOSED:
             closed = next((p for p in reversed(data_dir.parents) if not account.enters(p)), data_dir.parent)
             raise LocalServerError(
-                f"PostgreSQL does not run with root's rights, and as {account.name} it cannot enter {closed}, "
+                f"PostgreSQL does not run with root's rights, and {account.name} cannot enter {closed}, "
                 f"which is above {data_dir}; set BATON_DATA to a folder that every user can reach, such as "
                 "/var/lib/baton, or start this program as an ordinary user"
             )

@@ -2,16 +2,32 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
-from baton._engine import InsertPlan
 from baton._names import uuid7
 from baton.workflow import Workflow
 
 
+@dataclass(frozen=True, slots=True)
+class InsertPlan:
+    """Workflows as the columns that `insert` writes; places count from 1."""
+
+    ids: list[UUID]
+    names: list[str]
+    keys: list[str | None]
+    hashes: list[str]
+    steps: list[int]
+    step_columns: tuple[list[Any], ...]
+    dependency: list[int]
+    dependent: list[int]
+    queues: frozenset[str]
+
+
 def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
     """Lay out validated workflows, in order, steps in the order they were added."""
-    columns: tuple[list[Any], ...] = tuple([] for _ in range(14))
+    columns: tuple[list[Any], ...] = tuple([] for _ in range(15))
     dependency: list[int] = []
     dependent: list[int] = []
     queues: set[str] = set()
@@ -26,6 +42,7 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
             row = (
                 ordinal,
                 name,
+                step.function,
                 step.worker,
                 step.queue,
                 step.args,
@@ -58,5 +75,6 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
 
 
 def _array(items: Sequence[str]) -> str:
-    # A list per step has no place in a list of steps, so it goes as PostgreSQL writes an array; JSON quotes the same two characters.
+    # A list per step has no place in a list of steps, so it goes as PostgreSQL writes an array. JSON quotes the same two
+    # characters in the same way.
     return "{" + ",".join(json.dumps(item, ensure_ascii=False) for item in items) + "}"

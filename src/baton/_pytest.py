@@ -10,7 +10,10 @@ def _baton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ob
     from baton import testing
     from baton.local import LocalServer
 
-    with LocalServer.start(tmp_path_factory.mktemp("baton") / "pg") as server, testing.template(server) as name:
+    with (
+        LocalServer.start(tmp_path_factory.mktemp("baton") / "pg") as server,
+        testing.template(server) as name,
+    ):
         yield server, name
 
 

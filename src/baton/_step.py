@@ -7,7 +7,8 @@ takes the result from it. A job without one is an ordinary Oban job.
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,10 +16,13 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from oban._backoff import jittery_clamped
-from oban.job import Cancel, Job, Record, Snooze
+from oban.job import Cancel as ObanCancel
+from oban.job import Job, Record
+from oban.job import Snooze as ObanSnooze
 
 from baton import _codec
 from baton._declare import Step, registered
+from baton._outcomes import Cancel, Snooze
 from baton.errors import (
     NoResult,
     NotADependency,
@@ -107,14 +111,18 @@ class Results:
         attempt = _require(job)
         if step not in attempt.deps:
             if not await attempt.store.has_step(attempt.workflow_id, step):
-                raise ResultNotFound(f"workflow {attempt.label!r} has no step {step!r}; {attempt.name!r} waits for {_listed(attempt.deps)}")
+                raise ResultNotFound(
+                    f"workflow {attempt.label!r} has no step {step!r}; {attempt.name!r} waits for {_listed(attempt.deps)}"
+                )
             raise NotADependency(
                 f"step {attempt.name!r} does not wait for {step!r}; it waits for {_listed(attempt.deps)}. "
                 "Add it to deps to read its result"
             )
         found = await attempt.load([step])
         if step not in found:
-            raise NoResult(f"step {step!r} has stored no result: it ended cancelled or discarded, which {attempt.name!r} ignores")
+            raise NoResult(
+                f"step {step!r} has stored no result: it ended cancelled or discarded, which {attempt.name!r} ignores"
+            )
         return found[step]
 
     async def get_all(self, job: Job) -> dict[str, Any]:
@@ -235,7 +243,9 @@ def current() -> StepContext:
     """
     context = _current.get()
     if context is None:
-        raise NoWorkflow("baton.current() is for code that a step runs; no step of a workflow is running here")
+        raise NoWorkflow(
+            "baton.current() is for code that a step runs; no step of a workflow is running here"
+        )
     return context
 
 
@@ -278,13 +288,18 @@ def leave(token: contextvars.Token[StepContext | None]) -> None:
 
 
 def keep_result(job: Job, result: Any) -> Any:
-    """Encode what an attempt returned, so that its ack carries it.
+    """Encode what an attempt returned or raised, so that its ack carries it.
 
     Returns:
-        `result`, or the error that makes the attempt fail because JSON cannot hold it.
+        What Oban is to make of it: `result`, Oban's form of a snooze or cancel, or the error that makes the attempt fail
+        because JSON cannot hold the result.
     """
+    if isinstance(result, Snooze):
+        return ObanSnooze(math.ceil(result.seconds), None if result.meta is None else dict(result.meta))
+    if isinstance(result, Cancel):
+        return ObanCancel(str(result.reason))
     attempt = attempt_of(job)
-    if attempt is None or isinstance(result, (Snooze, Cancel, BaseException)):
+    if attempt is None or isinstance(result, (ObanSnooze, ObanCancel, BaseException)):
         return result
     if attempt.stored is not None:
         attempt.result = _codec.encode(attempt.stored["value"], root="result")
@@ -310,11 +325,11 @@ class StepWorker:
         step = registered(name)
         if attempt is None or step is None:
             _explain_unknown(name, in_workflow=attempt is not None)
-            return Snooze(UNKNOWN_STEP_SNOOZE)
+            raise Snooze(UNKNOWN_STEP_SNOOZE)
         arguments = await _arguments(step, job, attempt)
         if step.is_async:
-            return await _run_async(step, arguments)
-        return await _run_plain(step, arguments, attempt)
+            return await _run_async(step, arguments, _timeout(step, job))
+        return await _run_plain(step, arguments, _timeout(step, job), attempt)
 
     def backoff(self, job: Job) -> int:
         """Seconds until the next attempt: the step's own rule, or Oban's default."""
@@ -326,7 +341,10 @@ class StepWorker:
 
 def _explain_unknown(name: str, *, in_workflow: bool) -> None:
     if not in_workflow:
-        logger.warning("step %r is running in a process whose Oban has no Baton attached; it is left for one that has", name)
+        logger.warning(
+            "step %r is running in a process whose Oban has no Baton attached; it is left for one that has",
+            name,
+        )
     elif name.startswith("__main__."):
         logger.warning(
             "no code for step %r here: it was defined in a script run as __main__, so only that process can run it; "
@@ -350,7 +368,9 @@ async def _arguments(step: Step[..., Any], job: Job, attempt: Attempt) -> dict[s
     for name, value in given.items():
         annotation = step.parameters.get(name, Any)
         try:
-            restored[name] = _codec.restore(value, annotation, where=f"argument {name} of step {attempt.name!r}")
+            restored[name] = _codec.restore(
+                value, annotation, where=f"argument {name} of step {attempt.name!r}"
+            )
         except ResultMismatch as error:
             if name in missing:
                 raise ResultMismatch(
@@ -380,28 +400,35 @@ def _reach(value: Any, path: list[Any], name: str) -> Any:
     return value
 
 
-async def _run_async(step: Step[..., Any], arguments: dict[str, Any]) -> Any:
-    timeout = step.options.timeout
+def _timeout(step: Step[..., Any], job: Job) -> float | None:
+    # In the job's meta where `with_options` set another than the function has.
+    chosen = job.meta.get("timeout", step.options.timeout)
+    return chosen if isinstance(chosen, (int, float)) else None
+
+
+async def _run_async(step: Step[..., Any], arguments: dict[str, Any], timeout: float | None) -> Any:
+    deadline = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout) as deadline:
-            return await step.function(**arguments)
+        async with deadline:
+            return await cast("Awaitable[Any]", step.function(**arguments))
     except TimeoutError as error:
         if deadline.expired():
             raise StepTimeout(f"step {step.name!r} ran longer than its timeout of {timeout}s") from error
         raise
 
 
-async def _run_plain(step: Step[..., Any], arguments: dict[str, Any], attempt: Attempt) -> Any:
-    context = contextvars.copy_context()
-    call = partial(context.run, _call, step.function, arguments)
+async def _run_plain(
+    step: Step[..., Any], arguments: dict[str, Any], timeout: float | None, attempt: Attempt
+) -> Any:
+    call = partial(contextvars.copy_context().run, partial(_call, step.function, arguments))
     attempt.thread = asyncio.get_running_loop().run_in_executor(attempt.threads, call)
-    done, _ = await asyncio.wait({attempt.thread}, timeout=step.options.timeout)
+    done, _ = await asyncio.wait({attempt.thread}, timeout=timeout)
     if not done:
         # A thread cannot be killed. It is told, and keeps its slot of the queue until it returns; see `_oban`.
         attempt.cancelled = True
         raise StepTimeout(
-            f"step {step.name!r} ran longer than its timeout of {step.options.timeout}s; its thread goes on until it "
-            "returns (baton.current().cancelled tells it to)"
+            f"step {step.name!r} ran longer than its timeout of {timeout}s; its thread goes on until it returns "
+            "(baton.current().cancelled tells it to)"
         )
     returned, value = attempt.thread.result()
     if returned:
@@ -422,7 +449,9 @@ def as_exception(error: BaseException) -> Exception:
     try:
         text = str(error)
     except BaseException:
-        return StepCrashed(f"raised {type(error).__name__}, whose text raised as well").with_traceback(error.__traceback__)
+        return StepCrashed(f"raised {type(error).__name__}, whose text raised as well").with_traceback(
+            error.__traceback__
+        )
     if isinstance(error, Exception):
         return error
     return StepCrashed(f"raised {type(error).__name__}: {text}").with_traceback(error.__traceback__)

@@ -1,13 +1,13 @@
 """Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
 
-A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the bare one.
+A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the
+bare one.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
 
 from baton.errors import InvalidOption
 
@@ -36,17 +36,21 @@ def validate_prefix(prefix: str) -> str:
 
 
 @cache
-def load(name: str, prefix: str = "public") -> LiteralString:
-    """The text of `sql/<name>.sql` for a schema that `validate_prefix` has seen."""
-    return render(files("baton").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8"), prefix)
+def load(name: str, prefix: str = "public") -> bytes:
+    """The statement in `sql/<name>.sql` for a schema that `validate_prefix` has seen."""
+    return statement(files("baton").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8"), prefix)
 
 
 @cache
-def render(text: str, prefix: str) -> LiteralString:
+def statement(text: str, prefix: str) -> bytes:
+    """A statement ready to execute."""
+    return render(text, prefix).encode()
+
+
+def render(text: str, prefix: str) -> str:
     """Put a validated schema name and the pinned settings into a statement."""
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
-    # The text is ours and the name validated, so this is as literal as SQL gets here.
-    return cast(LiteralString, text.replace("/* pinned */", _PINNED))
+    return text.replace("/* pinned */", _PINNED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,10 @@ class Waiters:
     """Whoever waits in this process, on Oban's one LISTEN connection."""
 
     def __init__(
-        self, connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]], prefix: str, poll_interval: float
+        self,
+        connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        prefix: str,
+        poll_interval: float,
     ) -> None:
         self._connection = connection
         self._prefix = prefix
@@ -33,7 +36,9 @@ class Waiters:
     async def start(self, oban: Oban) -> None:
         """Listen on Oban's notifier; returns when the LISTEN is in force, or after 5 seconds without."""
         try:
-            self._token = await oban._notifier.listen("workflow", self._on_notification, wait=True, timeout=5.0)
+            self._token = await oban._notifier.listen(
+                "workflow", self._on_notification, wait=True, timeout=5.0
+            )
         except TimeoutError:
             self._token = None
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from baton.local import LocalServer
 
-    type CallersConnection = AsyncConnection[Any] | AsyncCursor[Any] | SQLAlchemyConnection | SQLAlchemySession
+    type CallersConnection = (
+        AsyncConnection[Any] | AsyncCursor[Any] | SQLAlchemyConnection | SQLAlchemySession
+    )
 
 logger = logging.getLogger("baton")
 
@@ -88,7 +90,9 @@ class Baton:
         for name, limit in (queues or {}).items():
             queue_name(name)
             if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-                raise InvalidOption(f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up")
+                raise InvalidOption(
+                    f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up"
+                )
         if result_limit < 1:
             raise InvalidOption(f"result_limit is {result_limit!r}; it must be a number of bytes from 1 up")
         if poll_interval <= 0:
@@ -234,7 +238,11 @@ class Baton:
         pool = oban._query._pool
         engine = Engine(
             oban._query.dsn,
-            kwargs={key: value for key, value in (pool.kwargs or {}).items() if key not in ("autocommit", "row_factory")}
+            kwargs={
+                key: value
+                for key, value in (pool.kwargs or {}).items()
+                if key not in ("autocommit", "row_factory")
+            }
             if isinstance(pool.kwargs, dict)
             else {},
             prefix=self._prefix,
@@ -250,7 +258,9 @@ class Baton:
         self._engine = engine
         self._seam = Seam(oban, engine, threads=threads, result_limit=self._result_limit)
         self._seam.attach()
-        self._access = Access(self._connection, Waiters(self._connection, self._prefix, self._poll_interval), self._prefix)
+        self._access = Access(
+            self._connection, Waiters(self._connection, self._prefix, self._poll_interval), self._prefix
+        )
 
     async def _start_oban(self, oban: Oban, stack: AsyncExitStack) -> None:
         assert self._seam is not None
@@ -309,7 +319,9 @@ class Baton:
         (run,) = await self.insert_many([workflow], conn=conn)
         return run
 
-    async def insert_many(self, workflows: Sequence[Workflow], *, conn: "CallersConnection | None" = None) -> list[Run]:
+    async def insert_many(
+        self, workflows: Sequence[Workflow], *, conn: "CallersConnection | None" = None
+    ) -> list[Run]:
         """Insert workflows, all of them or none, in one transaction and one statement; see `insert`.
 
         Returns:
@@ -342,7 +354,9 @@ class Baton:
         try:
             return Run(UUID(str(run_id)), access)
         except ValueError as error:
-            raise RunNotFound(f"{run_id!r} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057") from error
+            raise RunNotFound(
+                f"{run_id!r} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057"
+            ) from error
 
     async def list_runs(
         self, *, state: RunState | str | None = None, before: str | UUID | None = None, limit: int = 50
@@ -363,9 +377,15 @@ class Baton:
             raise InvalidOption(f"state {state!r} is none of {', '.join(RunState)}") from error
         async with access.connection() as conn:
             return await snapshot.list_runs(
-                conn, self._prefix, state=wanted, before=None if before is None else UUID(str(before)), limit=limit
+                conn,
+                self._prefix,
+                state=wanted,
+                before=None if before is None else UUID(str(before)),
+                limit=limit,
             )
 
 
 def _not_started(what: str) -> NotStarted:
-    return NotStarted(f"{what} needs a running Baton: use it inside `async with baton:`, or after `await baton.start()`")
+    return NotStarted(
+        f"{what} needs a running Baton: use it inside `async with baton:`, or after `await baton.start()`"
+    )

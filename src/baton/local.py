@@ -18,7 +18,6 @@ folder, before anything is in it, is not synced.
 import atexit
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -109,6 +108,7 @@ class LocalServer:
         self.data_dir = data_dir
         self.version = _data_version(data_dir)
         self.pid = _listener(data_dir) or 0
+        self._socket_dir = _socket_dir(data_dir)
         self.dsn = self.dsn_for(database)
         self._lease: int | None = lease
         self._process = os.getpid()
@@ -143,7 +143,8 @@ class LocalServer:
                         _create_database(connection, database)
                     server = cls(root, lease, database)
                 except BaseException:
-                    _give_back(root, lease)
+                    with contextlib.suppress(LocalServerError):  # the first failure is the one to show
+                        _give_back(root, lease)
                     raise
         except OSError as error:
             raise LocalServerError(
@@ -155,7 +156,7 @@ class LocalServer:
 
     def dsn_for(self, database: str) -> str:
         """Connection URL of another database on this server. It is not created."""
-        host = quote(os.fsencode(_socket_dir(self.data_dir)), safe="/")
+        host = quote(os.fsencode(self._socket_dir), safe="/")
         return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port=5432"
 
     def stop(self) -> None:
@@ -210,8 +211,8 @@ def _prepared(path: Path) -> Path:
     names = {entry.name for entry in root.iterdir() if not entry.name.startswith(("programs-", "socket-"))}
     if foreign := sorted(names - _OURS - _HARMLESS):
         raise LocalServerError(
-            f"{root} is not a folder of Baton's: it contains {', '.join(foreign[:5])} and no data/PG_VERSION; "
-            "name an empty or a new folder as data_dir or in BATON_DATA"
+            f"{root} is none of Baton's: it contains {', '.join(foreign[:5])} and no data/PG_VERSION. "
+            "Name an empty or a new folder as data_dir or in BATON_DATA"
         )
     return root
 
@@ -232,19 +233,17 @@ def _data_version(root: Path) -> int:
 def _socket_dir(root: Path) -> Path:
     """Where the server of this very data listens: in the folder, or in /tmp if that path is too long.
 
-    The name depends on the data's own identifier. A server whose folder is deleted notices within a minute,
-    and removes its socket; that must not be the socket of a folder made anew in the same place.
+    A server whose folder is deleted notices within a minute, and then removes its socket. The inode in the
+    name, which it keeps in use until then, sees to it that this is not the socket of a folder made anew.
     """
-    with (root / "data" / "global" / "pg_control").open("rb") as control:
-        identifier = control.read(8)
-    key = hashlib.sha256(identifier + os.fsencode(root)).hexdigest()[:12]
-    inside = root / f"socket-{key}"
-    if len(os.fsencode(inside / _SOCKET)) <= _LONGEST_SOCKET and "," not in str(
-        root
-    ):  # libpq splits at commas
+    data = (root / "data").stat()
+    inside = root / f"socket-{data.st_ino:x}"
+    # libpq takes a comma for the end of a host.
+    if len(os.fsencode(inside / _SOCKET)) <= _LONGEST_SOCKET and "," not in str(root):
         return inside
     uid = os.geteuid() or root.stat().st_uid
-    return Path("/tmp") / f"baton-{uid}-{key}"  # noqa: S108 - not $TMPDIR, which differs between processes
+    # Not $TMPDIR, which may differ between the processes that are to meet here.
+    return Path("/tmp") / f"baton-{uid}-{data.st_dev:x}-{data.st_ino:x}"  # noqa: S108
 
 
 def _make_socket_dir(root: Path, account: Account) -> Path:
@@ -253,11 +252,11 @@ def _make_socket_dir(root: Path, account: Account) -> Path:
         place.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(place, account.uid, account.gid)
-    found = place.lstat()
-    if place.is_symlink() or not place.is_dir() or found.st_uid != account.uid or found.st_mode & 0o077:
+    if place.is_symlink() or not place.is_dir() or place.stat().st_uid != account.uid:
         raise LocalServerError(
-            f"{place} must be a private folder (0700) of {account.name}, for the server's socket; remove it"
+            f"{place} must be a folder of {account.name}, for the server's socket; remove it"
         )
+    place.chmod(0o700)
     # No server lives, so these are left over; the pid in them may be anybody's by now.
     for name in (_SOCKET, f"{_SOCKET}.lock"):
         (place / name).unlink(missing_ok=True)
@@ -267,7 +266,7 @@ def _make_socket_dir(root: Path, account: Account) -> Path:
 # --- facts ----------------------------------------------------------------------------------------
 
 
-def _until[T](fact: Callable[[], T | None], problem: str, *, log: int | None = None, since: int = 0) -> T:
+def _until[T](fact: Callable[[], T], problem: str, *, log: int | None = None, since: int = 0) -> T:
     """Ask until the answer is true, for a minute; then LocalServerError with `problem` and the log's end."""
     deadline = time.monotonic() + _PATIENCE
     while not (answer := fact()):
@@ -371,10 +370,8 @@ def _running(root: Path) -> "Connection":
         def settled() -> "bool | Connection | None":
             return _flocked(log) or _connected(root)
 
-        found = _until(
-            settled, f"a server in {root} (started by another container?) has not answered", log=log
-        )
-        return _started(root, log) if isinstance(found, bool) else found
+        found = _until(settled, f"a server in {root} (of another container?) has not answered", log=log)
+        return _started(root, log) if not found or found is True else found
     finally:
         os.close(log)
 
@@ -386,9 +383,9 @@ def _started(root: Path, log: int) -> "Connection":
     data = root / "data"
     if data.exists() and (version := _data_version(root)) != programs.major:
         raise LocalServerError(
-            f"{data} was made by PostgreSQL {version}, which PostgreSQL {programs.major} in {programs.bin} cannot "
-            f"read. Set BATON_PG_BIN to the bin folder of a PostgreSQL {version}, or name another data_dir (or "
-            f"BATON_DATA), or move the data: pg_dump with {version}, restore into a new folder"
+            f"{data} was made by PostgreSQL {version}, and PostgreSQL {programs.major} in {programs.bin} "
+            f"cannot read it. Set BATON_PG_BIN to the bin folder of a PostgreSQL {version}, or name another "
+            f"data_dir (or BATON_DATA), or move the data: pg_dump with {version}, restore into a new folder"
         )
     account, programs = choose_account(root, programs)
     if root.stat().st_uid != account.uid and os.geteuid() == 0:
@@ -414,7 +411,9 @@ def _started(root: Path, log: int) -> "Connection":
             raise _failure(f"PostgreSQL did not start in {root} (exit {child.returncode})", log, since)
         return _connected(root)
 
-    return _until(ready, f"PostgreSQL was started in {root} and has not been ready", log=log, since=since)
+    connection = _until(ready, f"PostgreSQL in {root} has not been ready", log=log, since=since)
+    assert connection is not None
+    return connection
 
 
 def _create_data(root: Path, log: int, programs: Programs, account: Account) -> None:
@@ -508,7 +507,8 @@ def _shut_down(root: Path) -> None:
 
 
 def _end_child(pid: int) -> None:
+    """End a server of ours whose data was deleted: there is nothing left to write, nor where to."""
     if child := _children.get(pid):
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGQUIT)
         child.wait(_PATIENCE)
         _reap()

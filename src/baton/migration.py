@@ -70,8 +70,8 @@ def sql(prefix: str = "public", *, since: int = 0) -> str:
             f"VALUES ({migration.version}, '{migration.name}') ON CONFLICT DO NOTHING;"
         )
     parts.extend(_store.render(text, prefix) for _, text in _store.functions())
-    parts.append(_store.load("create_triggers", prefix))
-    parts.append(_store.load("revoke_functions", prefix))
+    parts.append(_store.load("create_triggers", prefix).decode())
+    parts.append(_store.load("revoke_functions", prefix).decode())
     parts.append(
         f"INSERT INTO \"{prefix}\".workflow_migrations (version, name) VALUES (0, '{checksum()}') "
         "ON CONFLICT (version) DO UPDATE SET name = excluded.name, applied_at = now();"
@@ -90,7 +90,7 @@ def checksum() -> str:
     digest = hashlib.sha256()
     for name, text in _store.functions():
         digest.update(f"{name}\0{text}\0".encode())
-    digest.update(_store.load("create_triggers").encode())
+    digest.update(_store.load("create_triggers"))
     return digest.hexdigest()[:16]
 
 
@@ -119,7 +119,9 @@ async def up(dsn: str, *, prefix: str = "public") -> list[int]:
             except errors.LockNotAvailable:
                 if attempt == _LOCK_TRIES:
                     raise
-                logger.warning("oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES)
+                logger.warning(
+                    "oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES
+                )
                 await asyncio.sleep(0.2 * attempt)
     raise AssertionError("unreachable")
 
@@ -136,7 +138,7 @@ async def _up_once(conn: AsyncConnection, prefix: str) -> list[int]:
         if not found.oban:
             # Oban's script looks for its type in current_schema().
             await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))
-            await conn.execute(install_sql(prefix))
+            await conn.execute(install_sql(prefix).encode())
         pending = _pending(found.version)
         await conn.execute(sql(prefix, since=found.version).encode())
         return [migration.version for migration in pending]
@@ -174,7 +176,9 @@ async def verify(conn: AsyncConnection, prefix: str) -> None:
     state = await _read(conn, prefix)
     command = "`baton migrate`" if prefix == "public" else f"`baton migrate --prefix {prefix}`"
     if not state.version:
-        raise SchemaMissing(f"schema {prefix!r} has no Baton tables; run {command} (or await baton.migration.up(dsn))")
+        raise SchemaMissing(
+            f"schema {prefix!r} has no Baton tables; run {command} (or await baton.migration.up(dsn))"
+        )
     if not state.ready:
         reason = f"version {state.version}, and this library needs {state.wanted}"
         if state.version == state.wanted:
@@ -201,7 +205,9 @@ async def _read(conn: AsyncConnection, prefix: str) -> SchemaState:
     if found.baton:
         rows = await (
             await conn.execute(
-                pgsql.SQL("SELECT version, name FROM {}").format(pgsql.Identifier(prefix, "workflow_migrations"))
+                pgsql.SQL("SELECT version, name FROM {}").format(
+                    pgsql.Identifier(prefix, "workflow_migrations")
+                )
             )
         ).fetchall()
         version = max((row[0] for row in rows), default=0)

@@ -84,7 +84,9 @@ class Run:
             status = await self._step(name)
             return status if status.state.settled else None
 
-        status = await self._until("workflow", look, timeout, f"step {name!r} of run {self.id} has not settled")
+        status = await self._until(
+            "workflow", look, timeout, f"step {name!r} of run {self.id} has not settled"
+        )
         if status.state is StepState.DISCARDED:
             raise StepFailed(
                 f"step {name!r} was discarded after {status.attempt} of {status.max_attempts} attempts: "
@@ -93,10 +95,14 @@ class Run:
                 error=status.error,
             )
         if status.state is StepState.CANCELLED:
-            raise StepCancelled(f"step {name!r} was cancelled: {_last_line(status.error)}", step=name, error=status.error)
+            raise StepCancelled(
+                f"step {name!r} was cancelled: {_last_line(status.error)}", step=name, error=status.error
+            )
         found = await self.results(name)
         if name not in found:
-            raise NoResult(f"step {name!r} of run {self.id} settled, and its result is gone: the run was pruned meanwhile")
+            raise NoResult(
+                f"step {name!r} of run {self.id} settled, and its result is gone: the run was pruned meanwhile"
+            )
         return found[name]
 
     async def results(self, *steps: str) -> dict[str, Any]:
@@ -117,7 +123,9 @@ class Run:
         async with self._access.connection() as conn:
             summary = await snapshot.read_run(conn, self._access.prefix, self._id)
         if summary is None:
-            raise RunNotFound(f"there is no run {self.id}; it may have been pruned, or inserted in a transaction rolled back")
+            raise RunNotFound(
+                f"there is no run {self.id}; it may have been pruned, or inserted in a transaction rolled back"
+            )
         return summary
 
     async def status(self) -> RunStatus:
@@ -158,7 +166,9 @@ class Run:
         try:
             return await self._access.waiters.until(self._id, kind, look, timeout)
         except TimeoutError as error:
-            raise WorkflowTimeout(f"{what} after {timeout} seconds; it goes on, and may be waited for again") from error
+            raise WorkflowTimeout(
+                f"{what} after {timeout} seconds; it goes on, and may be waited for again"
+            ) from error
 
 
 def _restore(name: str, function: str, text: str) -> Any:

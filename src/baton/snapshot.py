@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
+from psycopg.rows import class_row, kwargs_row
 
 from baton import _store, render
 from baton._states import RunState, StepState
@@ -54,7 +54,7 @@ class StepStatus:
         name: Its name in the run.
         deps: Names of the steps it waits for.
         state: `held`, its job's state, or as it settled.
-        function: Registered name of the `@step`, or the worker class's path; empty once the job is pruned.
+        function: Registered name of the `@step`, or the worker class's path.
         queue: Oban's queue; empty once the job is pruned.
         attempt: Attempts begun.
         max_attempts: How many it may have.
@@ -182,7 +182,9 @@ async def list_runs(
 ) -> list[RunSummary]:
     """Runs, newest first."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(_store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit})
+        await cursor.execute(
+            _store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit}
+        )
         return [row.summary() for row in await cursor.fetchall()]
 
 
@@ -190,15 +192,15 @@ async def read_steps(
     conn: AsyncConnection, prefix: str, run_id: UUID, names: Sequence[str] | None = None
 ) -> tuple[StepStatus, ...]:
     """Steps of a run in the order they were added; all of them, or those named."""
-    async with conn.cursor(row_factory=class_row(_step_status)) as cursor:
+    async with conn.cursor(row_factory=kwargs_row(_step_status)) as cursor:
         await cursor.execute(
             _store.load("read_steps", prefix), {"id": run_id, "names": None if names is None else list(names)}
         )
         return tuple(await cursor.fetchall())
 
 
-def _step_status(*, deps: list[str], state: str, **fields: object) -> StepStatus:
-    return StepStatus(deps=tuple(deps), state=StepState(state), **fields)  # type: ignore[arg-type]
+def _step_status(*, deps: list[str], state: str, **fields: Any) -> StepStatus:
+    return StepStatus(deps=tuple(deps), state=StepState(state), **fields)
 
 
 async def read_results(

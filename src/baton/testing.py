@@ -124,7 +124,9 @@ def copy(server: LocalServer, name: str) -> Iterator[str]:
                 sql.Identifier(database), sql.Identifier(name)
             )
             if conn.info.server_version >= 150000
-            else sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(database), sql.Identifier(name))
+            else sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(database), sql.Identifier(name)
+            )
         )
         try:
             yield server.dsn_for(database)

@@ -63,7 +63,7 @@ class StepDefinition:
         deps: Names of the steps it waits for, each once.
         ignore_cancelled: Whether a cancelled dependency counts as done.
         ignore_discarded: Whether a discarded dependency counts as done.
-        returns: Annotation of what it returns; None for an Oban job, which has none.
+        function: Registered name of the `@step`, or the worker of an Oban job.
     """
 
     name: str
@@ -78,7 +78,7 @@ class StepDefinition:
     deps: tuple[str, ...]
     ignore_cancelled: bool
     ignore_discarded: bool
-    returns: object
+    function: str
 
 
 class Workflow:
@@ -305,10 +305,10 @@ def _step_definition(
         max_attempts=options.max_attempts,
         priority=options.priority,
         tags=options.tags,
-        meta=encode({"timeout": options.timeout} if own else {}, root="meta"),
+        meta=encode({"timeout": options.timeout}, root="meta") if own else "{}",
         scheduled_at=options.scheduled_at,
         deps=deps,
-        returns=job.step.returns,
+        function=job.step.name,
         **flags,
     )
 
@@ -345,7 +345,7 @@ def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str,
         meta=_object_text(name, "meta", job.meta),
         scheduled_at=options.scheduled_at,
         deps=deps,
-        returns=None,
+        function=job.worker,
         **flags,
     )
 

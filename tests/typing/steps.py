@@ -4,9 +4,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, assert_type
 
-from oban.job import Cancel, Job, Snooze
+from oban.job import Job
 
 from baton._declare import AsyncStep, PlainStep, Ref, StepJob, step
+from baton._outcomes import Cancel, Snooze
 from baton.workflow import Workflow
 
 
@@ -25,7 +26,7 @@ def keywords(documents: list[Document]) -> list[str]: ...
 
 
 @step
-def gate(amount: int) -> str | None | Cancel: ...
+def gate(amount: int) -> str | Cancel | None: ...
 
 
 @step(timeout=2.5)

@@ -1,7 +1,6 @@
 -- read_results: what the steps of a workflow stored. Params: id; names text[], null for all. Returns: name, function, result.
-SELECT step.name, coalesce(job.args ->> 'step', '') AS function, (step.result -> 'value')::text
+SELECT step.name, step.function, (step.result -> 'value')::text
 FROM /* schema */workflow_nodes AS step
-LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
 WHERE step.workflow_id = %(id)s AND step.result IS NOT NULL
   AND (%(names)s::text[] IS NULL OR step.name = ANY(%(names)s::text[]))
 ORDER BY step.position

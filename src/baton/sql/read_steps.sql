@@ -6,7 +6,7 @@ SELECT
   step.job_id,
   CASE WHEN step.state = 'released' THEN CASE job.state::text WHEN 'suspended' THEN 'available' ELSE coalesce(job.state::text, 'cancelled') END
        ELSE step.state END AS state,
-  coalesce(job.args ->> 'step', job.worker, '') AS function,
+  step.function,
   coalesce(job.queue, '') AS queue,
   coalesce(step.attempt, job.attempt, 0) AS attempt,
   coalesce(job.max_attempts, 0) AS max_attempts,

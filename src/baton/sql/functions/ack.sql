@@ -45,7 +45,9 @@ BEGIN
     -- The steps first, then their jobs: the trigger on the job table then finds nothing left to do.
     IF steps IS NOT NULL THEN
       queues := /* schema */baton_settle(steps, states, results, reasons);
-      owed := EXISTS (SELECT FROM /* schema */workflow_nodes AS step WHERE step.owed);
+      owed := EXISTS (
+        SELECT FROM /* schema */workflow_nodes AS owing WHERE owing.owed AND owing.workflow_id IN (
+          SELECT step.workflow_id FROM /* schema */workflow_nodes AS step WHERE step.id = ANY(steps)));
     END IF;
     IF rerun IS NOT NULL THEN
       UPDATE /* schema */workflow_nodes AS step SET reruns = step.reruns + 1 WHERE step.id = ANY(rerun);

@@ -5,7 +5,7 @@
 -- detail, the key the column, and nothing is written.
 CREATE OR REPLACE FUNCTION /* schema */baton_insert(
   p_wids uuid[], p_wnames text[], p_wkeys text[], p_whashes text[], p_wsteps integer[],
-  p_sworkflow integer[], p_snames text[], p_sworkers text[], p_squeues text[], p_sargs text[], p_smetas text[],
+  p_sworkflow integer[], p_snames text[], p_sfunctions text[], p_sworkers text[], p_squeues text[], p_sargs text[], p_smetas text[],
   p_stags text[], p_smax_attempts integer[], p_spriorities integer[], p_sscheduled_ats timestamptz[], p_sdeps text[],
   p_signore_cancelled boolean[], p_signore_discarded boolean[], p_swaiting_on integer[],
   p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text
@@ -71,14 +71,14 @@ BEGIN
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM jobs;
 
   INSERT INTO /* schema */workflow_nodes
-    (id, workflow_id, position, name, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on)
+    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on)
   OVERRIDING SYSTEM VALUE
-  SELECT step.id, ids[step.workflow], step.position, step.name, step.job_id, step.deps::text[],
+  SELECT step.id, ids[step.workflow], step.position, step.name, step.function, step.job_id, step.deps::text[],
          step.ignore_cancelled, step.ignore_discarded,
          CASE WHEN step.waiting_on > 0 THEN 'held' ELSE 'released' END, step.waiting_on
-  FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sdeps, p_signore_cancelled, p_signore_discarded, p_swaiting_on)
+  FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sfunctions, p_sdeps, p_signore_cancelled, p_signore_discarded, p_swaiting_on)
        WITH ORDINALITY
-       AS step (id, job_id, workflow, name, deps, ignore_cancelled, ignore_discarded, waiting_on, position)
+       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, position)
   WHERE fresh[step.workflow];
 
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)

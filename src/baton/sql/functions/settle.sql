@@ -1,7 +1,8 @@
 -- settle: steps reach completed, cancelled or discarded, once, and everything that follows from it happens here.
 -- Every way for a step to end passes this function, in the transaction that ended it. A step that has settled already is
 -- left alone, so a late or repeated call changes nothing. The caller has locked the job rows, ids ascending.
--- Arrays run in parallel, one element per step. Returns the queues in which jobs became available, with repeats.
+-- Arrays run in parallel, one element per step. A step completed without a result (NULL) was completed by somebody who knows
+-- nothing of workflows: its result is null, marked as foreign. Returns the queues in which jobs became available, with repeats.
 CREATE OR REPLACE FUNCTION /* schema */baton_settle(
   p_ids bigint[], p_states text[], p_results text[], p_errors text[]
 ) RETURNS text[] LANGUAGE plpgsql AS $$
@@ -19,9 +20,11 @@ BEGIN
     UPDATE /* schema */workflow_nodes AS step
     SET state = outcome.state,
         waiting_on = 0,
-        result = CASE WHEN outcome.state = 'completed'
-                      THEN jsonb_build_object('value', coalesce(outcome.result::jsonb, 'null')) END,
-        error = outcome.error,
+        result = CASE WHEN outcome.state <> 'completed' THEN NULL
+                      WHEN outcome.result IS NULL THEN '{"value": null, "foreign": true}'
+                      ELSE jsonb_build_object('value', outcome.result::jsonb) END,
+        error = CASE WHEN outcome.state <> 'completed'
+                     THEN coalesce(outcome.error, job.errors -> -1 ->> 'error', 'its job was ' || outcome.state) END,
         attempt = job.attempt,
         started_at = job.attempted_at AT TIME ZONE 'UTC',
         settled_at = clock_timestamp()

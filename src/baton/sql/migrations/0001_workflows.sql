@@ -32,6 +32,7 @@ CREATE TABLE /* schema */workflow_nodes (
   workflow_id uuid NOT NULL,
   position integer NOT NULL,
   name text NOT NULL,
+  function text NOT NULL,
   job_id bigint NOT NULL,
   deps text[] NOT NULL,
   ignore_cancelled boolean NOT NULL,
