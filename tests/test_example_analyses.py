@@ -200,8 +200,8 @@ def test_credibility_prefers_the_sober_dated_signed_text_and_says_why(write):
 
 def test_a_text_in_another_language_gets_its_own_stop_words_and_no_english_judgement(write):
     german = (
-        "Die Gezeiten sind die Bewegung des Wassers im Meer. Der Mond zieht das Wasser mit seiner Schwerkraft an,"
-        " und die Sonne zieht mit. Das Wasser steigt zweimal am Tag, wenn der Mond über dem Meer steht. Die"
+        "Die Gezeiten sind die Bewegung des Wassers im Meer. Der Mond zieht das Wasser mit seiner Schwerkraft"
+        " an, und die Sonne zieht mit. Das Wasser steigt zweimal am Tag, wenn der Mond über dem Meer steht. Die"
         " Schwerkraft der Sonne ist nicht so stark wie die des Mondes, weil die Sonne weit von der Erde ist."
     )
     made = brief(write("gezeiten.txt", german))
@@ -315,13 +315,12 @@ def test_a_declared_encoding_is_used_and_a_guessed_one_is_noted(write):
     "page",
     [
         "<p>The page ends in the middle of <b>a tag, but it can be <i>read",
-        "<?xml version='1.0' encoding='utf-8'?><html xmlns='http://www.w3.org/1999/xhtml'><body><p>The page ends"
-        " and can be read.</p></body></html>",
+        "<?xml version='1.0' encoding='utf-8'?><html xmlns='http://www.w3.org/1999/xhtml'><body><p>The page"
+        " ends and can be read.</p></body></html>",
         "The page has no tags at all, but it can be read.",
         "<div>" * 3_000 + "<p>The page is deep, and it can be read.</p>",
-        "<html><body><p>The page hides a NUL\x00\x07 and can be read.</p><!-- a comment --></body></html>".replace(
-            "\x00", "&#0;"
-        ),
+        "<html><body><p>The page hides a &#0;NUL&#7; and can be read.</p><!-- a comment --></body></html>",
+        "<!DOCTYPE html><!-- a <b>comment</b> --><style>p { color: red }</style>The page can be <em>read",
     ],
 )
 def test_broken_html_is_read_as_far_as_it_goes(write, page):
@@ -346,6 +345,7 @@ def test_broken_html_is_read_as_far_as_it_goes(write, page):
         ("data.txt", bytes(range(256)) * 10, "binary"),
         ("huge.txt", b"word " * 1_000_001, "larger than 5 MB"),
         ("code.md", b"```\nonly = code\n```\n", "no text"),
+        ("comment.html", b"<!--" * 1_000, "no text"),
         ("script.html", b"<html><body><script>var a = 1;</script></body></html>", "no text"),
     ],
 )
@@ -410,6 +410,17 @@ def test_more_text_than_a_step_should_store_is_refused(write, tmp_path, monkeypa
     with pytest.raises(SourceError, match="name fewer, or smaller ones"):
         load(paths)
     assert len(load([str(tmp_path)])) == 1
+
+
+def test_of_long_documents_the_beginning_gives_the_key_terms_and_the_brief_says_so(write, monkeypatch):
+    monkeypatch.setattr(analyses, "MAX_TERM_WORDS", 300)
+    made = brief(write("long.txt", BEES + BREAD * 10))
+    assert "key terms are taken from the first 300 words of each source" in made.text
+
+
+def test_words_without_end_end(write):
+    made = brief(write("endless.txt", "a" * 200_000 + " b"), write("brackets.md", "[" * 20_000))
+    assert made.keywords == []
 
 
 def test_the_same_text_is_read_once(write):

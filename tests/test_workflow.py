@@ -82,7 +82,7 @@ def test_a_step_is_defined_by_its_job_and_its_options():
     assert (definition.queue, definition.max_attempts, definition.priority) == ("io", 5, 0)
     assert (definition.tags, definition.meta, definition.scheduled_at) == (("web",), "{}", None)
     assert (definition.ignore_cancelled, definition.ignore_discarded) == (False, False)
-    assert definition.returns == list[Document]
+    assert definition.function == f"{__name__}.fetch_sources"
     with pytest.raises(FrozenInstanceError):
         definition.queue = "other"  # type: ignore[misc]
 
@@ -257,7 +257,7 @@ def test_an_oban_job_is_copied():
     assert (definition.worker, definition.args, definition.meta) == ("app.Mailer", '{"to":["x"]}', '{"m":1}')
     assert (definition.queue, definition.max_attempts, definition.priority) == ("mail", 3, 2)
     assert (definition.tags, definition.scheduled_at, definition.deps) == (("a", "b"), at, ("later",))
-    assert definition.returns is None
+    assert definition.function == "app.Mailer"
     assert job.id is None
     workflow.add("keywords", keywords.new(ref.result))
     assert workflow.steps["keywords"].deps == ("mail",)

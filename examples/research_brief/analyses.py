@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import PurePath
 
 from .sources import Document, is_url
@@ -308,6 +308,8 @@ def keywords(documents: Sequence[Document], *, limit: int = 12) -> list[Keyword]
     places: defaultdict[tuple[str, ...], float] = defaultdict(float)
     for document, text in zip(documents, _beginnings(documents), strict=True):
         extractor = yake.KeywordExtractor(lan=_language(document.text), n=3, top=40, dedup_lim=0.9)
+        # Sixty characters without a space are no word, and YAKE takes minutes over a megabyte of them.
+        text = re.sub(r"\S{60,}", " ", text)
         for rank, (phrase, _) in enumerate(extractor.extract_keywords(text)):
             words = _WORD.findall(phrase)
             stems = tuple(_stem(word) for word in words)
@@ -315,12 +317,13 @@ def keywords(documents: Sequence[Document], *, limit: int = 12) -> list[Keyword]
                 places[stems] += 1 - rank / 40
     indexes = [_Index(document) for document in documents]
     total = sum(document.words for document in documents)
-    counts = {stems: sum(index.count(stems) for index in indexes) for stems in places}
+    best = sorted(places, key=lambda stems: (-places[stems], stems))[:300]
+    counts = {stems: sum(index.count(stems) for index in indexes) for stems in best}
     merits = {
         # A single word says less than a phrase: `system` is in every text about systems.
-        stems: place * math.log2(1 + counts[stems]) * (1.0 if len(stems) > 1 else 0.4)
-        for stems, place in places.items()
-        if counts[stems]
+        stems: places[stems] * math.log2(1 + count) * (1.0 if len(stems) > 1 else 0.4)
+        for stems, count in counts.items()
+        if count
     }
     ranked = sorted(merits, key=lambda stems: (-merits[stems], stems))
 
@@ -398,9 +401,14 @@ def _beginnings(documents: Sequence[Document]) -> list[str]:
     """As much of each document as `keywords` reads."""
     share = max(300, MAX_TERM_WORDS // max(1, len(documents)))
     return [
-        document.text if document.words <= share else " ".join(document.text.split(" ")[:share])
+        document.text if document.words <= share else _first_words(document.text, share)
         for document in documents
     ]
+
+
+def _first_words(text: str, count: int) -> str:
+    last = next(islice(re.finditer(r"\S+", text), count - 1, None))
+    return text[: last.end()]
 
 
 # --- credibility ---
@@ -554,9 +562,13 @@ def _notes(documents: Sequence[Document]) -> list[str]:
         for number, document in enumerate(documents, start=1)
         for note in document.notes
     ]
-    for number, (document, read) in enumerate(zip(documents, _beginnings(documents), strict=True), start=1):
-        if len(read) < len(document.text):
-            notes.append(f"[{number}] key terms are taken from its first {len(read.split()):,} words")
+    shares = {
+        len(read.split())
+        for document, read in zip(documents, _beginnings(documents), strict=True)
+        if len(read) < len(document.text)
+    }
+    if shares:
+        notes.append(f"key terms are taken from the first {max(shares):,} words of each source")
     return notes
 
 

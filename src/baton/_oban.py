@@ -123,11 +123,14 @@ class Dispatcher:
         job._cancellation = asyncio.Event()
         attempt = _step.attempt_of(job)
         if attempt is None:
-            producer._pending_acks.append(await _execute(job))
+            action = await _execute(job)
+            producer._pending_acks.append(action)
             return
         token = _step.enter(job, attempt)
         try:
-            producer._pending_acks.append(_gate(job, attempt) or await _execute(job))
+            # Not in one expression: the producer may replace its list while the job runs.
+            action = _gate(job, attempt) or await _execute(job)
+            producer._pending_acks.append(action)
         finally:
             _step.leave(token)
         if attempt.thread is not None and not attempt.thread.done():

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 from urllib.parse import quote
 
 from ._pgbin import Account, Programs, choose_account, find_programs, give
@@ -103,14 +103,14 @@ class LocalServer:
     version: int
     pid: int
 
-    def __init__(self, data_dir: Path, lease: int, database: str) -> None:
+    def __init__(self, data_dir: Path, lease: BinaryIO, database: str) -> None:
         """Use `start`: this wants the lease taken and the server running."""
         self.data_dir = data_dir
         self.version = _data_version(data_dir)
         self.pid = _listener(data_dir) or 0
         self._socket_dir = _socket_dir(data_dir)
         self.dsn = self.dsn_for(database)
-        self._lease: int | None = lease
+        self._lease: BinaryIO | None = lease
         self._process = os.getpid()
         self._stopping = threading.Lock()
 
@@ -136,7 +136,7 @@ class LocalServer:
         try:
             root = _prepared(root)
             with _starting_or_stopping(root):
-                lease = _opened(root, "lease")
+                lease = os.fdopen(_opened(root, "lease"), "rb")
                 try:
                     fcntl.flock(lease, fcntl.LOCK_SH)
                     with _running(root) as connection:
@@ -176,10 +176,10 @@ class LocalServer:
             return
         atexit.unregister(self.stop)
         if not _is_lease_of(self.data_dir, lease):
-            os.close(lease)
+            lease.close()
             _end_child(self.pid)
             return
-        with _starting_or_stopping(self.data_dir):
+        with lease, _starting_or_stopping(self.data_dir):
             _give_back(self.data_dir, lease)
 
     def __enter__(self) -> Self:
@@ -304,9 +304,9 @@ def _starting_or_stopping(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_lease_of(root: Path, lease: int) -> bool:
+def _is_lease_of(root: Path, lease: BinaryIO) -> bool:
     try:
-        return os.path.samestat((root / "lease").stat(), os.fstat(lease))
+        return os.path.samestat((root / "lease").stat(), os.fstat(lease.fileno()))
     except FileNotFoundError:
         return False
 
@@ -473,12 +473,10 @@ def _create_database(connection: "Connection", name: str) -> None:
 # --- stop, under `lock` ---------------------------------------------------------------------------
 
 
-def _give_back(root: Path, lease: int) -> None:
-    try:
-        if _flocked(lease):
+def _give_back(root: Path, lease: BinaryIO) -> None:
+    with lease:  # closed before `lock` is released, or the next to stop would take us for another user
+        if _flocked(lease.fileno()):
             _shut_down(root)
-    finally:
-        os.close(lease)
 
 
 def _shut_down(root: Path) -> None:

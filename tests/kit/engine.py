@@ -97,8 +97,9 @@ class Steps:
             self._oban = Oban(pool=pool, name=str(uuid4()))
         return self._oban
 
-    async def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
-        return await (await self.db.execute(sql.encode(), params or None)).fetchall()
+    async def rows(self, sql: str | bytes, *params: Any) -> list[tuple[Any, ...]]:
+        text = sql if isinstance(sql, bytes) else sql.encode()
+        return await (await self.db.execute(text, params or None)).fetchall()
 
     async def value(self, sql: str, *params: Any) -> Any:
         row = await (await self.db.execute(sql.encode(), params or None)).fetchone()
@@ -149,7 +150,7 @@ class Steps:
     async def start(self, *names: str) -> list[Outcome]:
         """Begin an attempt of these steps, as a worker's claim does; returns a completed outcome for each."""
         rows = await self.rows(
-            "UPDATE oban_jobs AS j SET state = 'executing', attempt = attempt + 1, "
+            "UPDATE oban_jobs AS j SET state = 'executing', attempt = j.attempt + 1, "
             "attempted_at = timezone('UTC', clock_timestamp()) FROM workflow_nodes AS s "
             "WHERE s.job_id = j.id AND s.name = ANY(%s) AND j.state = 'available' RETURNING j.id, j.attempted_at",
             list(names),

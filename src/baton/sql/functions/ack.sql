@@ -1,7 +1,8 @@
 -- ack: write the outcomes of a batch of attempts, settle their steps, and claim what the queue may run next, in one commit.
 -- An outcome counts only for the attempt that still holds its job (state and attempted_at), so a late one changes nothing.
 -- p_outcomes: JSON array of {id, attempted_at, state, attempt_change, delay, error, meta, reason}; empty, this only claims.
--- p_results: JSON text of each one's result, in the same order. p_demand 0 claims nothing.
+-- `state::text` here and elsewhere keeps the planner from looking a job up by its state, of which there may be millions, when
+-- its id is known. p_results: JSON text of each one's result, in the same order. p_demand 0 claims nothing.
 -- Returns ids acked; queues to wake here; whether a job is owed; claimed jobs as `claim` gives them.
 CREATE OR REPLACE FUNCTION /* schema */baton_ack(
   p_outcomes jsonb, p_results text[],
@@ -26,7 +27,7 @@ BEGIN
     SELECT coalesce(array_agg(fenced.id), '{}') INTO acked FROM (
       SELECT job.id FROM jsonb_to_recordset(p_outcomes) AS attempt (id bigint, attempted_at timestamp)
       JOIN /* schema */oban_jobs AS job ON job.id = attempt.id
-      WHERE job.state = 'executing' AND job.attempted_at = attempt.attempted_at
+      WHERE job.state::text = 'executing' AND job.attempted_at = attempt.attempted_at
       ORDER BY job.id FOR UPDATE OF job
     ) AS fenced;
 
@@ -36,11 +37,12 @@ BEGIN
            array_agg(outcome.reason) FILTER (WHERE step.state IN ('held', 'released')),
            array_agg(step.id) FILTER (WHERE step.state NOT IN ('held', 'released'))
     INTO steps, states, results, reasons, rerun
-    FROM ROWS FROM (jsonb_to_recordset(p_outcomes) AS (id bigint, state text, reason text), unnest(p_results))
-           AS outcome (id, state, reason, result)
-    JOIN unnest(acked) AS fenced (id) ON fenced.id = outcome.id
+    FROM ROWS FROM (jsonb_to_recordset(p_outcomes) AS (id bigint, attempted_at timestamp, state text, reason text),
+                    unnest(p_results)) AS outcome (id, attempted_at, state, reason, result)
+    JOIN /* schema */oban_jobs AS job ON job.id = outcome.id
     JOIN /* schema */workflow_nodes AS step ON step.job_id = outcome.id
-    WHERE outcome.state IN ('completed', 'cancelled', 'discarded');
+    WHERE job.state::text = 'executing' AND job.attempted_at = outcome.attempted_at
+      AND outcome.state IN ('completed', 'cancelled', 'discarded');
 
     -- The steps first, then their jobs: the trigger on the job table then finds nothing left to do.
     IF steps IS NOT NULL THEN
@@ -64,9 +66,9 @@ BEGIN
         errors = CASE WHEN outcome.error IS NULL THEN job.errors ELSE job.errors || outcome.error END,
         meta = CASE WHEN outcome.meta IS NULL THEN job.meta ELSE job.meta || outcome.meta END
     FROM jsonb_to_recordset(p_outcomes) AS outcome (
-           id bigint, state text, attempt_change integer, delay double precision, error jsonb, meta jsonb)
-    JOIN unnest(acked) AS fenced (id) ON fenced.id = outcome.id
-    WHERE job.id = outcome.id;
+           id bigint, attempted_at timestamp, state text, attempt_change integer, delay double precision, error jsonb,
+           meta jsonb)
+    WHERE job.id = outcome.id AND job.state::text = 'executing' AND job.attempted_at = outcome.attempted_at;
 
     PERFORM set_config('baton.engine', 'off', true);
   END IF;

@@ -2,7 +2,10 @@
 -- Returns a JSON array of jobs; those of a step carry it under "step". Results of dependencies come along while they are
 -- small; larger ones the step fetches itself. An exhausted job is passed over instead of stopping the queue at its head.
 CREATE OR REPLACE FUNCTION /* schema */baton_claim(p_queue text, p_demand integer, p_node text, p_producer uuid)
-RETURNS json LANGUAGE sql AS $$
+RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+  jobs json;
+BEGIN
   WITH locked AS (
     SELECT job.id FROM /* schema */oban_jobs AS job
     WHERE job.state = 'available' AND job.queue = p_queue AND job.attempt < job.max_attempts
@@ -35,5 +38,8 @@ RETURNS json LANGUAGE sql AS $$
                      WHERE edge.dependent_id = step.id AND dependency.result IS NOT NULL) END END
       ) END
     ) ORDER BY job.priority, job.scheduled_at, job.id)
-  FROM claimed AS job LEFT JOIN /* schema */workflow_nodes AS step ON step.job_id = job.id
+  INTO jobs
+  FROM claimed AS job LEFT JOIN /* schema */workflow_nodes AS step ON step.job_id = job.id;
+  RETURN jobs;
+END
 $$;

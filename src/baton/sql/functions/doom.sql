@@ -29,12 +29,13 @@ BEGIN
     ours := /* schema */baton_take_jobs(jobs);
 
     UPDATE /* schema */workflow_nodes AS step
-    SET state = 'cancelled', doomed = true, waiting_on = 0, error = hit.reason, settled_at = clock_timestamp(),
-        owed = taken.id IS NULL
-    FROM unnest(level, jobs, reasons) AS hit (id, job_id, reason)
-    LEFT JOIN unnest(ours) AS taken (id) ON taken.id = hit.job_id
+    SET state = 'cancelled', doomed = true, waiting_on = 0, error = hit.reason, settled_at = clock_timestamp()
+    FROM unnest(level, reasons) AS hit (id, reason)
     WHERE step.id = hit.id AND step.state = 'held';
 
+    IF cardinality(ours) < cardinality(jobs) THEN
+      PERFORM /* schema */baton_owe(jobs, ours);
+    END IF;
     PERFORM /* schema */baton_cancel_jobs(ours);
     doomed := doomed || level;
   END LOOP;

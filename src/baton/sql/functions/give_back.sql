@@ -5,7 +5,7 @@ LANGUAGE sql SECURITY DEFINER /* pinned */ AS $$
   WITH fenced AS (
     SELECT job.id FROM unnest(p_ids, p_attempted_ats) AS attempt (id, attempted_at)
     JOIN /* schema */oban_jobs AS job ON job.id = attempt.id
-    WHERE job.state = 'executing' AND job.attempted_at = attempt.attempted_at
+    WHERE job.state::text = 'executing' AND job.attempted_at = attempt.attempted_at
     ORDER BY job.id FOR UPDATE OF job
   ), returned AS (
     UPDATE /* schema */oban_jobs AS job SET state = 'available', attempt = job.attempt - 1

@@ -27,7 +27,7 @@ BEGIN
   -- A held step's job that somebody retried or staged waits on; a doomed one stays cancelled.
   IF put_back IS NOT NULL THEN
     UPDATE /* schema */oban_jobs AS job SET state = 'suspended'
-    WHERE job.id = ANY(put_back) AND job.state IN ('available', 'scheduled', 'retryable', 'executing');
+    WHERE job.id = ANY(put_back) AND job.state::text IN ('available', 'scheduled', 'retryable', 'executing');
   END IF;
   IF dead IS NOT NULL THEN
     PERFORM /* schema */baton_cancel_jobs(dead);

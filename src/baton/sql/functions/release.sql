@@ -27,13 +27,13 @@ BEGIN
 
   UPDATE /* schema */workflow_nodes AS step
   SET waiting_on = step.waiting_on - counted.settled,
-      state = CASE WHEN step.waiting_on = counted.settled THEN 'released' ELSE 'held' END,
-      owed = step.waiting_on = counted.settled AND taken.id IS NULL
+      state = CASE WHEN step.waiting_on = counted.settled THEN 'released' ELSE 'held' END
   FROM unnest(dependents, counts) AS counted (id, settled)
-  JOIN /* schema */workflow_nodes AS self ON self.id = counted.id
-  LEFT JOIN unnest(ours) AS taken (id) ON taken.id = self.job_id
   WHERE step.id = counted.id AND step.state = 'held';
 
+  IF cardinality(ours) < cardinality(jobs) THEN
+    PERFORM /* schema */baton_owe(jobs, ours);
+  END IF;
   IF ours = '{}' THEN
     RETURN '{}';
   END IF;

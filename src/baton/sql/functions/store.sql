@@ -4,7 +4,7 @@ CREATE OR REPLACE FUNCTION /* schema */baton_store(p_job_id bigint, p_attempted_
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
 BEGIN
   PERFORM 1 FROM /* schema */oban_jobs AS job
-  WHERE job.id = p_job_id AND job.state = 'executing' AND job.attempted_at = p_attempted_at FOR SHARE;
+  WHERE job.id = p_job_id AND job.state::text = 'executing' AND job.attempted_at = p_attempted_at FOR SHARE;
   IF NOT FOUND THEN
     RETURN false;
   END IF;

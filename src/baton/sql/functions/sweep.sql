@@ -9,6 +9,7 @@ DECLARE
   gone bigint[];
   step bigint[];
   one record;
+  code text;
 BEGIN
   SELECT array_agg(owing.id), array_agg(owing.job_id) INTO step, jobs
   FROM (SELECT node.id, node.job_id FROM /* schema */workflow_nodes AS node WHERE node.owed LIMIT 10000) AS owing;
@@ -44,7 +45,9 @@ BEGIN
       IF left(SQLSTATE, 2) IN ('40', '53', '55', '57') THEN
         RAISE;
       END IF;
-      UPDATE /* schema */workflow_repairs AS repair SET sqlstate = SQLSTATE, error = SQLERRM
+      -- By way of a variable: the column is called sqlstate as well.
+      code := SQLSTATE;
+      UPDATE /* schema */workflow_repairs AS repair SET sqlstate = code, error = SQLERRM
       WHERE repair.step_id = one.step_id;
     END;
   END LOOP;
