@@ -39,7 +39,7 @@ from tests.kit.model import SETTLED, Job, Model, Run, Step
 
 LONG = os.environ.get("BATON_PROPERTY") == "long"
 EXAMPLES = settings(
-    max_examples=1200 if LONG else 60,
+    max_examples=int(os.environ.get("EX","60")),
     stateful_step_count=40,
     deadline=None,
     derandomize="CI" in os.environ,

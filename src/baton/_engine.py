@@ -190,6 +190,19 @@ class Engine:
                 ([job_id for job_id, _ in jobs], [naive_utc(attempted_at) for _, attempted_at in jobs]),
             )
 
+    async def reclaim(self, queue: str, producer: UUID, known: Sequence[int]) -> int:
+        """Return jobs that a producer claimed without learning of it."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql("SELECT /* schema */baton_reclaim(%s, %s, %s::bigint[])"),
+                    (queue, producer, list(known)),
+                )
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def sweep(self) -> list[str]:
         """Pay what is owed and repair what could not be settled; returns queues to wake."""
         pool = await self.open()

@@ -36,6 +36,7 @@ logger = logging.getLogger("baton.engine")
 
 # SQLSTATE classes of a statement that may succeed when it is repeated: connection, resources, locks, shutdown, deadlock.
 _PASSING = ("08", "40", "53", "55", "57", "58")
+_TRIES_WHILE_STOPPING = 5
 _LARGEST_DELAY = 2**31 - 1
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
@@ -176,6 +177,7 @@ class Seam:
         self._result_limit = result_limit
         self._claimed: dict[str, list[Job]] = {}
         self._just_claimed: set[str] = set()
+        self._uncertain: set[str] = set()
         self._by_uuid: dict[str, Producer] = {}
 
     def attach(self) -> None:
@@ -246,19 +248,12 @@ class Seam:
         tries = 0
         while True:
             try:
-                done = await self.engine.ack(outcomes, self._claim(producer))
-            except psycopg.Error as error:
-                if not _may_pass(error):
+                done = await self._call(outcomes, producer)
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                if isinstance(error, psycopg.Error) and not _may_pass(error):
                     return await self._divide(outcomes, producer, error)
                 tries += 1
-                if self.stopping and tries > 5:
-                    raise
-                logger.warning(
-                    "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
-                )
-            except (OSError, TimeoutError) as error:
-                tries += 1
-                if self.stopping and tries > 5:
+                if self.stopping and tries > _TRIES_WHILE_STOPPING:
                     raise
                 logger.warning(
                     "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
@@ -267,6 +262,38 @@ class Seam:
                 await self._after_ack(done, producer)
                 return done.acked
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.05 * 2**tries, 2.0))  # noqa: S311
+
+    async def _call(self, outcomes: Sequence[Outcome], producer: Producer | None) -> Acked:
+        """Ack and claim; after a call whose answer was lost, first return what that one may have claimed."""
+        claim = self._claim(producer)
+        if producer is not None and producer._uuid in self._uncertain:
+            await self._reclaim(producer, outcomes)
+        if producer is not None and claim is not None:
+            self._uncertain.add(producer._uuid)
+        try:
+            done = await self.engine.ack(outcomes, claim)
+        except psycopg.Error as error:
+            # With an SQLSTATE the server said no, and claimed nothing.
+            if error.sqlstate is not None and producer is not None:
+                self._uncertain.discard(producer._uuid)
+            raise
+        if producer is not None:
+            self._uncertain.discard(producer._uuid)
+        return done
+
+    async def _reclaim(self, producer: Producer, outcomes: Sequence[Outcome]) -> None:
+        known = [
+            *producer._running_jobs,
+            *(job.id for job in self._claimed.get(producer._uuid, ()) if job.id),
+        ]
+        known += [outcome.job_id for outcome in outcomes]
+        known += [action.id for action in producer._pending_acks if action.id is not None]
+        returned = await self.engine.reclaim(producer._queue, UUID(producer._uuid), known)
+        if returned:
+            logger.info(
+                "returned %d jobs that a lost answer had claimed for queue %s", returned, producer._queue
+            )
+        self._uncertain.discard(producer._uuid)
 
     async def _after_ack(self, done: Acked, producer: Producer | None) -> None:
         self._keep(producer, done.claimed)
@@ -302,12 +329,14 @@ class Seam:
             },
         )
         try:
-            done = await self.engine.ack([self._outcome(action)], self._claim(producer))
+            done = await self._call([self._outcome(action)], producer)
         except psycopg.Error as again:
             if _may_pass(again):
                 raise
             # Not even that it failed can be written. The job stays executing, for the lifeline; the queue goes on.
-            logger.error("the database refused the failure of job %d as well: %s", refused.job_id, _one_line(again))
+            logger.error(
+                "the database refused the failure of job %d as well: %s", refused.job_id, _one_line(again)
+            )
             return []
         await self._after_ack(done, producer)
         return done.acked
@@ -323,10 +352,9 @@ class Seam:
             # The ack of this same turn looked, and nothing has run in between.
             self._just_claimed.discard(producer._uuid)
             return self._claimed.pop(producer._uuid, [])
-        claim = self._claim(producer)
-        if claim is None:
+        if self._claim(producer) is None:
             return []
-        done = await self.engine.ack([], claim)
+        done = await self._call([], producer)
         self._keep(producer, done.claimed)
         await self._return_surplus(producer)
         return self._claimed.pop(producer._uuid, [])
