@@ -10,7 +10,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,8 +34,8 @@ from hypothesis.stateful import (
 from baton._engine import Acked, Outcome
 from baton.errors import KeyConflict
 from baton.workflow import Workflow
-from tests.kit.database import Database, Session, at_once
-from tests.kit.graphs import Vertex, build, dags, name_of
+from tests.kit.database import PRODUCER, Database, Session, at_once
+from tests.kit.graphs import QUEUE, Vertex, build, dags, name_of
 from tests.kit.model import SETTLED, Job, Model, Run, Step
 
 LONG = os.environ.get("BATON_PROPERTY") == "long"
@@ -44,6 +45,7 @@ EXAMPLES = settings(
     deadline=None,
     derandomize="CI" in os.environ,
     print_blob=True,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -70,8 +72,11 @@ class Operation:
 class EngineMachine(RuleBasedStateMachine):
     """Random workflows under everything that may happen to them."""
 
-    def __init__(self, db: Database, first: Session, second: Session, run: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, db: Database, first: Session, second: Session, run: Callable[[Any], Any], seen: Counter[str]
+    ) -> None:
         super().__init__()
+        self.seen = seen
         self.db = db
         self.first = first
         self.second = second
@@ -115,6 +120,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _insert(self, workflow: Workflow, dag: tuple[Vertex, ...]) -> None:
         live = self.model.live(workflow.key)
+        if live is not None and not dag: return
         if live is not None and self.workflows[live].definition_hash != workflow.definition_hash:
             with pytest.raises(KeyConflict) as refused:
                 self.run(self.db.main.insert(workflow))
@@ -164,6 +170,9 @@ class EngineMachine(RuleBasedStateMachine):
     def finish_late_or_again(self, data: st.DataObject) -> None:
         batch = self._batch(data, self._stale())
         self._acked(self.run(self.db.main.ack(batch)), ([], 0))
+        self.seen["late ack while the next attempt runs"] += any(
+            self.model.steps[outcome.job_id].job is not None
+            and self.model.job(outcome.job_id).state == "executing" for outcome in batch)
 
     @precondition(lambda self: self._live() and self._stale())
     @rule(data=st.data())
@@ -193,6 +202,17 @@ class EngineMachine(RuleBasedStateMachine):
         claim = data.draw(st.sampled_from(self.claims))
         self.run(self.db.main.engine.give_back([(claim.job_id, claim.attempted_at)]))
         self.model.give_back(claim.job_id, claim.attempted_at)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data())
+    def reclaim(self, data: st.DataObject) -> None:
+        """The producer learns that answers were lost: what it does not know of goes back."""
+        live = self._live()
+        lost = data.draw(st.lists(st.sampled_from(live), min_size=1, unique=True))
+        known = [claim.job_id for claim in live if claim not in lost]
+        assert self.run(self.db.main.engine.reclaim(QUEUE, PRODUCER, known)) == len(lost)
+        for claim in lost:
+            self.model.give_back(claim.job_id, claim.attempted_at)
 
     @precondition(lambda self: self._live() and self._jobs("suspended"))
     @rule(data=st.data())
@@ -287,6 +307,8 @@ class EngineMachine(RuleBasedStateMachine):
         await self.second.begin()
         running = asyncio.ensure_future(operations[1].run(self.second))
         waits = await self.db.waits_or_ends(running, self.second)
+        self.seen["overlapping transactions, one waiting"] += waits
+        self.seen["overlapping transactions, neither waiting"] += not waits
         if second_ends_first and not waits:
             other = await running
             await _end(self.second, commit[1])
@@ -314,13 +336,28 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_database_is_what_the_model_says(self) -> None:
-        steps = self.run(self.db.steps())
-        assert steps == {job: self._row(step) for job, step in self.model.steps.items()}
-        assert self.run(self.db.runs()) == {run_id: self._run_row(run_id) for run_id in self.model.runs}
+        steps = {job: self._row(step) for job, step in self.model.steps.items()}
+        assert differences(self.run(self.db.steps()), steps) == {}
+        runs = {run_id: self._run_row(run_id) for run_id in self.model.runs}
+        assert differences(self.run(self.db.runs()), runs) == {}
+        self._look(steps.values(), runs.values())
 
     @invariant()
     def the_audit_finds_nothing(self) -> None:
         assert self.run(self.db.audit()) == []
+
+    def _look(self, steps: Iterable[dict[str, Any]], runs: Iterable[dict[str, Any]]) -> None:
+        """Count what there is to see: an example that never comes to it proves nothing."""
+        for step in steps:
+            self.seen[f"{step['state']} step"] += 1
+            self.seen["release owed"] += step["owed"] and step["state"] == "released"
+            self.seen["doom owed"] += step["owed"] and step["doomed"]
+            self.seen["doomed step"] += step["doomed"]
+            self.seen["settled step whose job ran again"] += step["reruns"] > 0
+            self.seen["settled step whose job is gone"] += step["job"] is None
+        for run in runs:
+            self.seen[f"{run['outcome'] or 'live'} workflow"] += 1
+            self.seen["completed workflow with failed steps"] += run["outcome"] == "completed" and run["failed"] > 0
 
     def _row(self, step: Step) -> dict[str, Any]:
         job = step.job
@@ -331,7 +368,7 @@ class EngineMachine(RuleBasedStateMachine):
             "doomed": step.doomed,
             "reruns": step.reruns,
             "attempt": step.attempt,
-            "result": {"value": step.result} if step.state == "completed" else None,
+            "result": step.result,
             "job": job and job.state,
             "job_attempt": job and job.attempt,
             "max_attempts": job and job.max_attempts,
@@ -385,7 +422,7 @@ class EngineMachine(RuleBasedStateMachine):
             step = self.model.steps[row["id"]]
             deps = [self.model.steps[dep] for dep in step.deps]
             assert all(dep.settled and step.accepts(dep.state) for dep in deps) or step.settled
-            completed = {dep.name: {"value": dep.result} for dep in deps if dep.state == "completed"}
+            completed = {dep.name: dep.result for dep in deps if dep.state == "completed"}
             assert row["step"]["inputs"] == (completed if deps else None)
             assert (row["step"]["name"], row["step"]["state"]) == (step.name, step.state)
             claim = Claimed(
@@ -447,8 +484,22 @@ async def _end(session: Session, commit: bool) -> None:
     await (session.commit() if commit else session.rollback())
 
 
-def check(dsn: str, examples: settings, broken: str | None = None) -> None:
-    """Run the machine on a database, with one function broken or none."""
+def differences(found: Mapping[Any, dict[str, Any]], expected: Mapping[Any, dict[str, Any]]) -> dict[Any, Any]:
+    """Rows that differ, as what the database says and what the model says."""
+    return {
+        key: {
+            name: (found.get(key, {}).get(name), expected.get(key, {}).get(name))
+            for name in found.get(key, {}).keys() | expected.get(key, {}).keys()
+            if found.get(key, {}).get(name) != expected.get(key, {}).get(name)
+        }
+        for key in found.keys() | expected.keys()
+        if found.get(key) != expected.get(key)
+    }
+
+
+def check(dsn: str, examples: settings, broken: str | None = None) -> Counter[str]:
+    """Run the machine on a database, with one function broken or none. Returns how often what was seen."""
+    seen: Counter[str] = Counter()
     with asyncio.Runner() as runner:
 
         async def prepare(opening: Any) -> tuple[Database, Session, Session]:
@@ -460,11 +511,13 @@ def check(dsn: str, examples: settings, broken: str | None = None) -> None:
         opening = Database.opened(dsn)
         db, first, second = runner.run(prepare(opening))
         try:
-            run_state_machine_as_test(lambda: EngineMachine(db, first, second, runner.run), settings=examples)
+            run_state_machine_as_test(lambda: EngineMachine(db, first, second, runner.run, seen), settings=examples)
         finally:
             runner.run(opening.__aexit__(None, None, None))
+    return seen
 
 
 @pytest.mark.timeout(7200 if LONG else 120)
 def test_the_engine_does_what_the_model_does_whatever_happens(baton_dsn: str) -> None:
-    check(baton_dsn, EXAMPLES)
+    seen = check(baton_dsn, EXAMPLES)
+    print(seen)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_DOCUMENTS = 200
 MAX_BYTES = 5_000_000  # of one document
-MAX_TOTAL = 10_000_000  # characters of text in all of them: they are stored as one step's result
+MAX_TOTAL = 5_000_000  # characters of text in all of them: stored as one step's result, of 16 MB at most
 TIMEOUT = 10.0  # seconds without an answer
 DEADLINE = 30.0  # seconds for one whole download, so that a server that drips cannot hold the step
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import AsyncConnection, DatabaseError
+from psycopg import AsyncConnection, DatabaseError, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 from psycopg.types.numeric import Int8, Int8Dumper
@@ -21,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import _store
 from baton._plan import InsertPlan
-from baton.errors import KeyConflict
+from baton.errors import DatabaseUnreachable, KeyConflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +304,18 @@ class Engine:
                     run_id=error.diag.message_detail or "",
                 ) from error
             return await cursor.fetchall()
+
+
+async def connect(dsn: str, **options: Any) -> AsyncConnection:
+    """One connection, at once or not at all: a pool would try for half a minute, whatever the reason.
+
+    Raises:
+        DatabaseUnreachable: With the server's or the resolver's reason.
+    """
+    try:
+        return await AsyncConnection.connect(dsn, connect_timeout=10, **options)
+    except (OperationalError, ProgrammingError, UnicodeError) as error:
+        raise DatabaseUnreachable(f"cannot connect to PostgreSQL: {' '.join(str(error).split())}") from error
 
 
 async def _configure(conn: AsyncConnection) -> None:

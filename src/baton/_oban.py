@@ -63,7 +63,10 @@ class StepExecutor(Executor):
                 self.given_back = True
                 raise
             self._fail(error)
-        if isinstance(self.result, Exception) and not isinstance(self.result, (Snooze, Cancel)):
+        if isinstance(self.result, (Snooze, Cancel)):
+            # Raised, it is still no error: Oban would store where it came from instead of its reason.
+            self._traceback = None
+        elif isinstance(self.result, Exception):
             self._fail(self.result)
 
     def _fail(self, error: BaseException) -> None:
@@ -88,9 +91,11 @@ class StepExecutor(Executor):
 
     def _retry_backoff(self) -> int:
         try:
-            return super()._retry_backoff()
+            seconds = super()._retry_backoff()
+            float(seconds)
+            return seconds
         except Exception:
-            logger.warning("backoff of %s raised; Oban's default is used", self.job.worker, exc_info=True)
+            logger.warning("backoff of %s is broken; Oban's default is used", self.job.worker, exc_info=True)
             return jittery_clamped(self.job.attempt, self.job.max_attempts)
 
 
@@ -99,6 +104,7 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurried = False
 
     async def start(self) -> None:
         """Nothing to start: tasks begin with their jobs."""
@@ -107,6 +113,12 @@ class Dispatcher:
         """Wait until cancelled jobs have let go."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
+
+    def hurry(self) -> None:
+        """Cancel what runs, and wait for no thread of it."""
+        self._hurried = True
+        for task in self._tasks:
+            task.cancel()
 
     def dispatch(self, producer: Producer, job: Job) -> "asyncio.Task[None]":
         """Run a job in a task of its own."""
@@ -134,7 +146,7 @@ class Dispatcher:
             producer._pending_acks.append(action)
         finally:
             _step.leave(token)
-        if attempt.thread is not None and not attempt.thread.done():
+        if attempt.thread is not None and not attempt.thread.done() and not self._hurried:
             # The outcome is written now; the slot stays taken until the thread is done.
             producer.notify()
             await asyncio.wait({attempt.thread})

@@ -74,7 +74,6 @@ class Attempt:
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""
         if self.inputs is None:
-            self.inputs = {}
             if names is not None:
                 return _unwrap(await self.store.dependency_results(self.step_id, names))
             self.inputs = await self.store.dependency_results(self.step_id, None)

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
-from baton._engine import Engine
+from baton._engine import Engine, connect
 from baton._names import queue_name
 from baton._oban import Seam
 from baton._states import RunState
@@ -87,19 +87,13 @@ class Baton:
             )
         if oban is not None and queues is not None:
             raise InvalidOption("with oban=, the queues are those of that Oban instance; leave queues= out")
-        for name, limit in (queues or {}).items():
-            queue_name(name)
-            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-                raise InvalidOption(
-                    f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up"
-                )
         if result_limit < 1:
             raise InvalidOption(f"result_limit is {result_limit!r}; it must be a number of bytes from 1 up")
         if poll_interval <= 0:
             raise InvalidOption(f"poll_interval is {poll_interval!r}; it must be a number of seconds above 0")
         self._dsn = dsn
         self._given = oban
-        self._queues = dict(queues or {})
+        self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
         self._pool_size = pool_size
         self._result_limit = result_limit
@@ -155,6 +149,14 @@ class Baton:
             return {name: producer._limit for name, producer in self._given._producers.items()}
         return dict(self._queues)
 
+    @queues.setter
+    def queues(self, queues: Mapping[str, int]) -> None:
+        if self._given is not None:
+            raise InvalidOption("the queues are those of the Oban instance that this Baton was given")
+        if self._exit is not None:
+            raise InvalidOption("queues are set before the start")
+        self._queues = _validate_queues(queues)
+
     @property
     def oban(self) -> Oban:
         """The Oban instance underneath, for ordinary jobs: `await baton.oban.enqueue(...)`.
@@ -176,6 +178,7 @@ class Baton:
         """Connect, check the schema, start working on the queues. Returns itself; calling it again does nothing.
 
         Raises:
+            DatabaseUnreachable: PostgreSQL does not answer, refuses us, or the DSN is none.
             SchemaMissing: `baton migrate` was never run.
             SchemaOutdated: The schema is older than this library.
             LocalServerError: The embedded PostgreSQL could not be started.
@@ -209,6 +212,15 @@ class Baton:
         self._seam.stopping = True
         await stack.aclose()
 
+    def hurry(self) -> None:
+        """Cut short a `stop` under way: running jobs are cancelled and given back now, whatever is left of their grace.
+
+        For a second signal. An attempt given back does not count. The thread of a plain function cannot be cancelled: it
+        goes on until it returns or the process ends, while the job may run elsewhere already.
+        """
+        if self._seam is not None:
+            self._seam.dispatcher.hurry()
+
     async def _start_server(self, stack: AsyncExitStack, data_dir: Path | None) -> None:
         from baton.local import LocalServer
 
@@ -220,6 +232,7 @@ class Baton:
 
     async def _build_oban(self, stack: AsyncExitStack) -> Oban:
         assert self._dsn is not None
+        await (await connect(self._dsn)).close()
         pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
             self._dsn,
             kwargs={"connect_timeout": 10, "keepalives_idle": 30, "application_name": "baton"},
@@ -383,6 +396,16 @@ class Baton:
                 before=None if before is None else UUID(str(before)),
                 limit=limit,
             )
+
+
+def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
+    for name, limit in queues.items():
+        queue_name(name)
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise InvalidOption(
+                f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up"
+            )
+    return dict(queues)
 
 
 def _not_started(what: str) -> NotStarted:

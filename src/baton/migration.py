@@ -19,6 +19,7 @@ from psycopg import sql as pgsql
 from psycopg.rows import class_row
 
 from baton import _store
+from baton._engine import connect
 from baton.errors import SchemaConflict, SchemaMissing, SchemaOutdated
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ async def up(dsn: str, *, prefix: str = "public") -> list[int]:
         InvalidOption: `prefix` is not a schema name.
     """
     _store.validate_prefix(prefix)
-    async with await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn:
+    async with await _connect(dsn) as conn:
         for attempt in range(1, _LOCK_TRIES + 1):
             try:
                 return await _up_once(conn, prefix)
@@ -150,10 +151,7 @@ async def down(dsn: str, *, prefix: str = "public") -> None:
     Calling it again does nothing. All workflows and their results are lost.
     """
     _store.validate_prefix(prefix)
-    async with (
-        await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn,
-        conn.transaction(),
-    ):
+    async with await _connect(dsn) as conn, conn.transaction():
         await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
         if (await _read(conn, prefix)).version:
             await conn.execute(_store.load("drop_schema", prefix))
@@ -162,8 +160,12 @@ async def down(dsn: str, *, prefix: str = "public") -> None:
 async def check(dsn: str, *, prefix: str = "public") -> SchemaState:
     """Say what is there, without changing it."""
     _store.validate_prefix(prefix)
-    async with await AsyncConnection.connect(dsn, autocommit=True, application_name="baton migrate") as conn:
+    async with await _connect(dsn) as conn:
         return await _read(conn, prefix)
+
+
+async def _connect(dsn: str) -> AsyncConnection:
+    return await connect(dsn, autocommit=True, application_name="baton migrate")
 
 
 async def verify(conn: AsyncConnection, prefix: str) -> None:

@@ -39,7 +39,7 @@ class Step:
     owed: bool = False
     reruns: int = 0
     attempt: int | None = None
-    result: object = None
+    result: dict[str, object] | None = None
 
     @property
     def settled(self) -> bool:
@@ -168,7 +168,8 @@ class Model:
             if outcome.state in SETTLED and step.settled:
                 step.reruns += 1
             elif outcome.state == "completed":
-                step.result = orjson.loads(outcome.result or "null")
+                known = outcome.result is not None
+                step.result = {"value": orjson.loads(outcome.result or "null")} | ({} if known else {"foreign": True})
         released = self.settle(ended, locked)
         for outcome in counted:
             job = self.job(outcome.job_id)

@@ -26,7 +26,8 @@ BEGIN
 
   -- A held step's job that somebody retried or staged waits on; a doomed one stays cancelled.
   IF put_back IS NOT NULL THEN
-    UPDATE /* schema */oban_jobs AS job SET state = 'suspended'
+    UPDATE /* schema */oban_jobs AS job
+    SET state = 'suspended', attempt = CASE job.state WHEN 'executing' THEN greatest(0, job.attempt - 1) ELSE job.attempt END
     WHERE job.id = ANY(put_back) AND job.state::text IN ('available', 'scheduled', 'retryable', 'executing');
   END IF;
   IF dead IS NOT NULL THEN

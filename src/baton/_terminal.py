@@ -1,0 +1,307 @@
+"""What a terminal shows of runs: text made safe, tables, and a run as it goes on.
+
+Names and errors come from anybody. Nothing here hands them to the terminal, or to rich's markup, before what a terminal would
+obey is written as an escape. Every state has a word and a sign of its own, so colour only adds to them.
+"""
+
+import asyncio
+import graphlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from baton import Run, RunState, RunStatus, RunSummary, StepState, StepStatus
+
+_POLL = 0.1
+
+# C0 and C1 controls, bidirectional marks, separators that break lines, surrogates, and tags. Joiners stay: emoji need them.
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_OBEYED_NOT_LAYOUT = re.compile(_OBEYED.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+
+# Sign, the sign where only ASCII can be written, and style.
+_LOOKS: dict[str, tuple[str, str, str]] = {
+    "held": ("·", ".", "dim"),
+    "scheduled": ("◷", "@", "magenta"),
+    "available": ("○", "o", "blue"),
+    "executing": ("●", "*", "yellow"),
+    "retryable": ("↻", "~", "bright_red"),
+    "completed": ("✓", "+", "green"),
+    "cancelled": ("⊘", "-", "red"),
+    "discarded": ("✗", "x", "bold red"),
+    "failed": ("✗", "x", "bold red"),
+}
+# What stays in sight when a run has more steps than the screen has lines.
+_URGENCY = ("executing", "retryable", "discarded", "cancelled", "scheduled", "available", "held", "completed")
+
+
+def safe(text: str, *, lines: bool = False) -> str:
+    r"""Write what a terminal would obey instead of show as an escape: `\x1b`, `\u202e`.
+
+    Args:
+        lines: Newlines and tabs stay.
+    """
+    return (_OBEYED_NOT_LAYOUT if lines else _OBEYED).sub(lambda found: _escape(found[0]), text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def last_line(error: str | None) -> str:
+    """The line of an error that says what happened, safe to show."""
+    lines = (error or "").strip().splitlines()
+    text = lines[-1].strip() if lines else "no reason was recorded"
+    return safe(text if len(text) <= 300 else f"{text[:299]}…")
+
+
+def as_json(value: Any) -> str:
+    """JSON of dataclasses, dates and ids that is safe in a terminal, too, and means the same."""
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    # Outside of strings there are only newlines, which stay.
+    return _OBEYED_NOT_LAYOUT.sub(lambda found: _json_escape(found[0]), text)
+
+
+def _json_escape(char: str) -> str:
+    return "".join(
+        f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(char.encode("utf-16-be"))] * 2, strict=True)
+    )
+
+
+def open_console() -> Console:
+    """Standard output, as wide as the terminal; as wide as need be where it is none, so that nothing is cut in a pipe."""
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def show(console: Console, what: RenderableType) -> None:
+    """Print, without the blanks that tables end their lines with where nobody sees colours."""
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def show_markdown(console: Console, text: str) -> None:
+    """Print Markdown: rendered on a terminal, as it is in a pipe."""
+    # Links as text: a link that a terminal hides behind other words is one more thing it would obey.
+    show(console, Markdown(safe(text, lines=True), hyperlinks=False)) if sys.stdout.isatty() else print(
+        safe(text, lines=True)
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`0.31s`, `12.3s`, `3m05s`, `2h07m`; nothing for None."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.2f}s"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def _signed(state: str, text: str, console: Console) -> Text:
+    sign, plain, style = _LOOKS.get(state, ("?", "?", ""))
+    return Text(f"{plain if console.options.ascii_only else sign} {text}", style=style)
+
+
+def _took(run: RunSummary) -> str:
+    return duration(((run.finished_at or datetime.now(UTC)) - run.inserted_at).total_seconds())
+
+
+def runs_table(console: Console, runs: Sequence[RunSummary]) -> Table:
+    """Runs, one per line; ids are never cut, and the rest gives way to them."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("id", no_wrap=True, min_width=36)
+    table.add_column("state", no_wrap=True, min_width=11)
+    table.add_column("name", no_wrap=True, overflow="ellipsis")
+    room = console.width
+    if room >= 76:
+        table.add_column("settled", no_wrap=True, justify="right")
+    if room >= 100:
+        table.add_column("inserted", no_wrap=True)
+        table.add_column("took", no_wrap=True, justify="right")
+    for run in runs:
+        cells = [Text(safe(run.id)), _signed(run.state, run.state, console), Text(safe(run.name))]
+        if room >= 76:
+            cells.append(Text(f"{run.steps - run.unsettled}/{run.steps}"))
+        if room >= 100:
+            cells.append(Text(f"{run.inserted_at.astimezone():%Y-%m-%d %H:%M:%S}"))
+            cells.append(Text(_took(run)))
+        table.add_row(*cells)
+    return table
+
+
+def picture(
+    console: Console, status: RunStatus, *, rows: int | None = None, dependencies: bool = False
+) -> RenderableType:
+    """A run at one moment: a line about itself, then its steps by layer. Steps of one layer can run at the same time.
+
+    Args:
+        rows: Steps to show at most; what runs or went wrong stays, and the others are counted.
+        dependencies: Name every step's dependencies, not only those that a held step still waits for.
+    """
+    run = status.run
+    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {_took(run)}", console)
+    table = Table(
+        box=None, pad_edge=False, show_header=dependencies, header_style="dim", padding=(0, 2, 0, 0)
+    )
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("step", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("tries", no_wrap=True, justify="right")
+    table.add_column("took", no_wrap=True, justify="right")
+    table.add_column("", overflow="fold")
+    states = status.states()
+    chosen = _most_urgent(status.steps, rows)
+    layers = _layers(tuple((step.name, step.deps) for step in status.steps))
+    shown = 0
+    for step in sorted(chosen, key=lambda step: layers[step.name]):
+        layer = layers[step.name]
+        table.add_row(
+            str(layer) if layer != shown else "",
+            _signed(step.state, safe(step.name), console),
+            Text(step.state, style=_LOOKS.get(step.state, ("", "", ""))[2]),
+            Text(_tries(step)),
+            Text(duration(_seconds(step))),
+            Text(_remark(step, states, dependencies), style="dim" if step.state is StepState.HELD else ""),
+        )
+        shown = layer
+    if len(chosen) == len(status.steps):
+        return Group(head, table)
+    hidden = Counter(step.state for step in status.steps) - Counter(step.state for step in chosen)
+    rest = ", ".join(f"{count} {state}" for state, count in hidden.items())
+    return Group(head, table, Text(f"and {hidden.total()} more: {rest}", style="dim"))
+
+
+def _most_urgent(steps: Sequence[StepStatus], rows: int | None) -> list[StepStatus]:
+    if rows is None or len(steps) <= rows:
+        return list(steps)
+    kept = sorted(steps, key=lambda step: _URGENCY.index(step.state))[:rows]
+    names = {step.name for step in kept}
+    return [step for step in steps if step.name in names]
+
+
+@lru_cache(maxsize=4)
+def _layers(graph: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, int]:
+    """The layer of each step, counted from 1: one more than the highest of its dependencies."""
+    sorter = graphlib.TopologicalSorter(dict(graph))
+    sorter.prepare()
+    found: dict[str, int] = {}
+    number = 0
+    while sorter.is_active():
+        number += 1
+        ready = sorter.get_ready()
+        found |= dict.fromkeys(ready, number)
+        sorter.done(*ready)
+    return found
+
+
+def _tries(step: StepStatus) -> str:
+    return (
+        f"{step.attempt}/{step.max_attempts}"
+        if step.max_attempts and step.attempt
+        else str(step.attempt or "")
+    )
+
+
+def _seconds(step: StepStatus) -> float | None:
+    if step.state is StepState.EXECUTING and step.started_at is not None:
+        return max(0.0, (datetime.now(UTC) - step.started_at).total_seconds())
+    return step.seconds
+
+
+def _remark(step: StepStatus, states: dict[str, StepState], dependencies: bool) -> str:
+    """What a step waits for, and what went wrong last."""
+    remarks = []
+    if dependencies and step.deps:
+        remarks.append(f"after {_few(step.deps)}")
+    elif step.state is StepState.HELD:
+        remarks.append(f"waits for {_few([name for name in step.deps if not states[name].settled])}")
+    if step.state in (StepState.SCHEDULED, StepState.RETRYABLE) and step.scheduled_at is not None:
+        remarks.append(
+            f"runs in {duration(max(0.0, (step.scheduled_at - datetime.now(UTC)).total_seconds()))}"
+        )
+    if step.error and step.state is not StepState.COMPLETED:
+        remarks.append(last_line(step.error))
+    return "; ".join(remarks)
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = [safe(name) for name in names[:6]]
+    return ", ".join(shown if len(names) <= 6 else [*shown[:5], f"{len(names) - 5} more"])
+
+
+async def watch(
+    run: Run, stop: asyncio.Event, console: Console, say: Callable[[str], None]
+) -> RunStatus | None:
+    """Show a run until it has finished: a live picture on a terminal, a line per change elsewhere.
+
+    Args:
+        say: Writes a line where there is no terminal; with it being anything but standard output, there is no picture.
+
+    Returns:
+        How it ended; None when `stop` was set before.
+    """
+    if sys.stdout.isatty() and not console.is_dumb_terminal and say is print:
+        with Live(console=console, auto_refresh=False) as live:
+            return await _follow(
+                run,
+                stop,
+                lambda at: live.update(picture(console, at, rows=max(1, console.height - 4)), refresh=True),
+            )
+    seen: dict[str, tuple[StepState, int]] = {}
+
+    def report(status: RunStatus) -> None:
+        for step in status.steps:
+            if seen.get(step.name) != (step.state, step.attempt):
+                seen[step.name] = (step.state, step.attempt)
+                say(_change(step, status))
+
+    return await _follow(run, stop, report)
+
+
+def _change(step: StepStatus, status: RunStatus) -> str:
+    since = (datetime.now(UTC) - status.run.inserted_at).total_seconds()
+    line = f"{since:7.2f}s  {safe(step.name)}  {step.state}"
+    if step.state is StepState.COMPLETED:
+        line += f" in {duration(step.seconds)}"
+    if step.attempt > 1 and not step.state.settled:
+        line += f" (attempt {step.attempt} of {step.max_attempts})"
+    remark = _remark(step, status.states(), dependencies=False)
+    return f"{line}: {remark}" if remark else line
+
+
+async def _follow(run: Run, stop: asyncio.Event, look: Callable[[RunStatus], None]) -> RunStatus | None:
+    finished = asyncio.create_task(run.wait())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            status = await run.status()
+            look(status)
+            if status.state is not RunState.EXECUTING:
+                return status
+            await asyncio.wait({finished, stopped}, timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
+        return None
+    finally:
+        finished.cancel()
+        stopped.cancel()
+        await asyncio.gather(finished, stopped, return_exceptions=True)
