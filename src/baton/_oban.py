@@ -34,8 +34,9 @@ from baton.errors import InvalidResult
 
 logger = logging.getLogger("baton.engine")
 
-# SQLSTATE classes of a statement that may succeed when it is repeated: connection, resources, locks, shutdown, deadlock.
-_PASSING = ("08", "40", "53", "55", "57", "58")
+# SQLSTATE classes that say "not these values": data, constraints, limits, raised by a function. Any other error may pass, be it
+# because the server restarts or because somebody is in the middle of a migration, and an outcome waits for that.
+_REFUSED = ("21", "22", "23", "54", "P0")
 _TRIES_WHILE_STOPPING = 5
 _LARGEST_DELAY = 2**31 - 1
 # A protocol message ends at 1 GB; a batch of results well before.
@@ -88,6 +89,13 @@ class StepExecutor(Executor):
                 error=self._format_error(error),
                 schedule_in=None if last else self._retry_backoff(),
             )
+
+    def _report_stopped(self) -> None:
+        if self.status in ("retryable", "discarded") and not isinstance(self.result, BaseException):
+            # A result that was refused: report the refusal. The value's own text may raise, or have no end.
+            assert self.action is not None
+            self.result = InvalidResult(str((self.action.error or {}).get("error")))
+        super()._report_stopped()
 
     def _retry_backoff(self) -> int:
         try:
@@ -494,7 +502,7 @@ def _meta(meta: dict[str, Any] | None) -> str | None:
 
 
 def _may_pass(error: psycopg.Error) -> bool:
-    return error.sqlstate is None or error.sqlstate.startswith(_PASSING)
+    return error.sqlstate is None or not error.sqlstate.startswith(_REFUSED)
 
 
 def _one_line(error: BaseException) -> str:

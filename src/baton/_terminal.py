@@ -10,20 +10,25 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+import click
 import orjson
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, OverflowMethod, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from baton import Run, RunState, RunStatus, RunSummary, StepState, StepStatus
 
 _POLL = 0.1
+_NARROWEST = 8
 
 # C0 and C1 controls, bidirectional marks, separators that break lines, surrogates, and tags. Joiners stay: emoji need them.
 _OBEYED = re.compile(
@@ -87,29 +92,43 @@ def open_console() -> Console:
     return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Safe:
+    """Whatever it renders is safe, also what comes into being on the way: Markdown turns `&#x202e;` into that character."""
+
+    inner: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else Segment(safe(segment.text, lines=True), segment.style)
+
+
 def show(console: Console, what: RenderableType) -> None:
     """Print, without the blanks that tables end their lines with where nobody sees colours."""
     if console.is_terminal:
-        console.print(what)
+        console.print(_Safe(what))
         return
     with console.capture() as captured:
-        console.print(what)
+        console.print(_Safe(what))
     for line in captured.get().splitlines():
-        print(line.rstrip())
+        click.echo(line.rstrip())
 
 
 def show_markdown(console: Console, text: str) -> None:
     """Print Markdown: rendered on a terminal, as it is in a pipe."""
-    # Links as text: a link that a terminal hides behind other words is one more thing it would obey.
-    show(console, Markdown(safe(text, lines=True), hyperlinks=False)) if sys.stdout.isatty() else print(
-        safe(text, lines=True)
-    )
+    if sys.stdout.isatty():
+        # Links as text: a link that a terminal hides behind other words is one more thing it would obey.
+        show(console, Markdown(text, hyperlinks=False))
+    else:
+        click.echo(safe(text, lines=True))
 
 
 def duration(seconds: float | None) -> str:
-    """`0.31s`, `12.3s`, `3m05s`, `2h07m`; nothing for None."""
+    """`31ms`, `0.31s`, `12.3s`, `3m05s`, `2h07m`; nothing for None."""
     if seconds is None:
         return ""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
         return f"{seconds:.2f}s"
     if seconds < 60:
@@ -123,31 +142,26 @@ def _signed(state: str, text: str, console: Console) -> Text:
     return Text(f"{plain if console.options.ascii_only else sign} {text}", style=style)
 
 
-def _took(run: RunSummary) -> str:
+def took(run: RunSummary) -> str:
+    """How long a run took, or has been taking."""
     return duration(((run.finished_at or datetime.now(UTC)) - run.inserted_at).total_seconds())
 
 
-def runs_table(console: Console, runs: Sequence[RunSummary]) -> Table:
+def runs_table(console: Console, runs: Sequence[RunSummary]) -> RenderableType:
     """Runs, one per line; ids are never cut, and the rest gives way to them."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("id", no_wrap=True, min_width=36)
-    table.add_column("state", no_wrap=True, min_width=11)
-    table.add_column("name", no_wrap=True, overflow="ellipsis")
-    room = console.width
-    if room >= 76:
-        table.add_column("settled", no_wrap=True, justify="right")
-    if room >= 100:
-        table.add_column("inserted", no_wrap=True)
-        table.add_column("took", no_wrap=True, justify="right")
-    for run in runs:
-        cells = [Text(safe(run.id)), _signed(run.state, run.state, console), Text(safe(run.name))]
-        if room >= 76:
-            cells.append(Text(f"{run.steps - run.unsettled}/{run.steps}"))
-        if room >= 100:
-            cells.append(Text(f"{run.inserted_at.astimezone():%Y-%m-%d %H:%M:%S}"))
-            cells.append(Text(_took(run)))
-        table.add_row(*cells)
-    return table
+    titles = ["id", "state", "name"]
+    rows = [
+        [Text(safe(run.id)), _signed(run.state, run.state, console), Text(safe(run.name))] for run in runs
+    ]
+    if console.width >= 76:
+        titles.append("settled")
+        for row, run in zip(rows, runs, strict=True):
+            row.append(Text(f"{run.steps - run.unsettled}/{run.steps}"))
+    if console.width >= 100:
+        titles += ["inserted", "took"]
+        for row, run in zip(rows, runs, strict=True):
+            row += [Text(f"{run.inserted_at.astimezone():%Y-%m-%d %H:%M:%S}"), Text(took(run))]
+    return _table(console, titles, rows, narrow=[2], one_row=True, right=[3, 5])
 
 
 def picture(
@@ -156,40 +170,75 @@ def picture(
     """A run at one moment: a line about itself, then its steps by layer. Steps of one layer can run at the same time.
 
     Args:
-        rows: Steps to show at most; what runs or went wrong stays, and the others are counted.
+        rows: Steps to show at most, in a row each; what runs or went wrong stays, and the others are counted.
         dependencies: Name every step's dependencies, not only those that a held step still waits for.
     """
     run = status.run
-    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {_took(run)}", console)
-    table = Table(
-        box=None, pad_edge=False, show_header=dependencies, header_style="dim", padding=(0, 2, 0, 0)
-    )
-    table.add_column("", justify="right", style="dim", no_wrap=True)
-    table.add_column("step", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("tries", no_wrap=True, justify="right")
-    table.add_column("took", no_wrap=True, justify="right")
-    table.add_column("", overflow="fold")
+    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    head.no_wrap, head.overflow = True, _cut(console)
     states = status.states()
     chosen = _most_urgent(status.steps, rows)
     layers = _layers(tuple((step.name, step.deps) for step in status.steps))
+    cells: list[list[Text]] = []
     shown = 0
     for step in sorted(chosen, key=lambda step: layers[step.name]):
         layer = layers[step.name]
-        table.add_row(
-            str(layer) if layer != shown else "",
+        row = [
+            Text(str(layer) if layer != shown else "", style="dim"),
             _signed(step.state, safe(step.name), console),
             Text(step.state, style=_LOOKS.get(step.state, ("", "", ""))[2]),
             Text(_tries(step)),
             Text(duration(_seconds(step))),
             Text(_remark(step, states, dependencies), style="dim" if step.state is StepState.HELD else ""),
-        )
+        ]
+        cells.append(row)
         shown = layer
+    titles = ["", "step", "state", "tries", "took", ""] if dependencies else [""] * 6
+    table = _table(console, titles, cells, narrow=[5, 1], one_row=rows is not None, right=[0, 3, 4])
     if len(chosen) == len(status.steps):
         return Group(head, table)
     hidden = Counter(step.state for step in status.steps) - Counter(step.state for step in chosen)
     rest = ", ".join(f"{count} {state}" for state, count in hidden.items())
     return Group(head, table, Text(f"and {hidden.total()} more: {rest}", style="dim"))
+
+
+def _table(
+    console: Console,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    *,
+    narrow: Sequence[int],
+    one_row: bool,
+    right: Sequence[int],
+) -> Table:
+    """A table in which only the columns `narrow` give way when there is too little room, the first of them first.
+
+    Left to itself, rich takes from all columns alike, and cuts states and ids.
+    """
+    widths = [max([cell_len(title), *(row[n].cell_len for row in rows)]) for n, title in enumerate(titles)]
+    for column in narrow:
+        excess = sum(widths) + 2 * len(widths) - 2 - console.width
+        widths[column] = max(min(widths[column], _NARROWEST), widths[column] - max(0, excess))
+    table = Table(
+        box=None,
+        pad_edge=False,
+        show_header=any(titles),
+        header_style="dim",
+        padding=(0, 2, 0, 0),
+        expand=False,
+    )
+    overflow = _cut(console) if one_row else "fold"
+    for n, (title, width) in enumerate(zip(titles, widths, strict=True)):
+        table.add_column(
+            title, width=width, no_wrap=one_row, overflow=overflow, justify="right" if n in right else "left"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cut(console: Console) -> OverflowMethod:
+    return "crop" if console.options.ascii_only else "ellipsis"
 
 
 def _most_urgent(steps: Sequence[StepStatus], rows: int | None) -> list[StepStatus]:
@@ -250,24 +299,24 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(shown if len(names) <= 6 else [*shown[:5], f"{len(names) - 5} more"])
 
 
-async def watch(
-    run: Run, stop: asyncio.Event, console: Console, say: Callable[[str], None]
-) -> RunStatus | None:
-    """Show a run until it has finished: a live picture on a terminal, a line per change elsewhere.
-
-    Args:
-        say: Writes a line where there is no terminal; with it being anything but standard output, there is no picture.
+async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStatus | None:
+    """Show a run in place, on a terminal, until it has finished.
 
     Returns:
         How it ended; None when `stop` was set before.
     """
-    if sys.stdout.isatty() and not console.is_dumb_terminal and say is print:
-        with Live(console=console, auto_refresh=False) as live:
-            return await _follow(
-                run,
-                stop,
-                lambda at: live.update(picture(console, at, rows=max(1, console.height - 4)), refresh=True),
-            )
+    with Live(console=console, auto_refresh=False) as live:
+
+        def draw(status: RunStatus) -> None:
+            # The empty line is where the terminal echoes ^C; at the end of a full one it would break the picture.
+            shown = Group(picture(console, status, rows=max(1, console.height - 5)), Text())
+            live.update(shown, refresh=True)
+
+        return await _follow(run, stop, draw)
+
+
+async def watch_lines(run: Run, stop: asyncio.Event, say: Callable[[str], None]) -> RunStatus | None:
+    """Say a line per change of a step, until the run has finished; returns as `watch_live`."""
     seen: dict[str, tuple[StepState, int]] = {}
 
     def report(status: RunStatus) -> None:
@@ -281,7 +330,8 @@ async def watch(
 
 def _change(step: StepStatus, status: RunStatus) -> str:
     since = (datetime.now(UTC) - status.run.inserted_at).total_seconds()
-    line = f"{since:7.2f}s  {safe(step.name)}  {step.state}"
+    width = min(40, max(len(step.name) for step in status.steps))
+    line = f"{since:7.2f}s  {safe(step.name):<{width}}  {step.state}"
     if step.state is StepState.COMPLETED:
         line += f" in {duration(step.seconds)}"
     if step.attempt > 1 and not step.state.settled:
@@ -299,6 +349,8 @@ async def _follow(run: Run, stop: asyncio.Event, look: Callable[[RunStatus], Non
             look(status)
             if status.state is not RunState.EXECUTING:
                 return status
+            if finished.done():
+                finished.result()
             await asyncio.wait({finished, stopped}, timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
         return None
     finally:

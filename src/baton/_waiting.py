@@ -48,8 +48,9 @@ class Waiters:
             await oban._notifier.unlisten(self._token)
 
     def _on_notification(self, _channel: str, payload: dict[str, Any]) -> None:
-        for event in self._events.get(str(payload.get("id")), ()):
-            event.set()
+        for kind in ("workflow", "finished"):
+            for event in self._events.get(f"{kind}:{payload.get('id')}", ()):
+                event.set()
 
     async def until[T](
         self, run_id: UUID, kind: str, look: Callable[[], Awaitable[T | None]], timeout: float | None
@@ -62,10 +63,9 @@ class Waiters:
         found = await look()
         if found is not None:
             return found
-        key = str(run_id)
-        topic = f"{kind}:{key}"
+        topic = f"{kind}:{run_id}"
         event = asyncio.Event()
-        self._events.setdefault(key, set()).add(event)
+        self._events.setdefault(topic, set()).add(event)
         try:
             async with asyncio.timeout(timeout):
                 renew_at = 0.0
@@ -84,9 +84,9 @@ class Waiters:
                     except TimeoutError:
                         pass
         finally:
-            self._events[key].discard(event)
-            if not self._events[key]:
-                del self._events[key]
+            self._events[topic].discard(event)
+            if not self._events[topic]:
+                del self._events[topic]
                 await asyncio.shield(self._unsubscribe(topic))
 
     async def _subscribe(self, topic: str) -> None:

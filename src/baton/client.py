@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("baton")
 
 _ENGINE_CONNECTIONS = 4
+_MOST_THREADS = 10_000
 
 
 class Baton:
@@ -87,10 +88,14 @@ class Baton:
             )
         if oban is not None and queues is not None:
             raise InvalidOption("with oban=, the queues are those of that Oban instance; leave queues= out")
-        if result_limit < 1:
-            raise InvalidOption(f"result_limit is {result_limit!r}; it must be a number of bytes from 1 up")
-        if poll_interval <= 0:
-            raise InvalidOption(f"poll_interval is {poll_interval!r}; it must be a number of seconds above 0")
+        if dsn is not None and (not isinstance(dsn, str) or not dsn.strip()):
+            raise InvalidOption(f"dsn is {dsn!r}; it must be a connection string, such as 'postgresql://localhost/app'")
+        if oban is not None and not isinstance(oban, Oban):
+            raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
+        _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)
+        _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
+        _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
+        _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
         self._dsn = dsn
         self._given = oban
         self._queues = _validate_queues(queues or {})
@@ -122,7 +127,8 @@ class Baton:
             options: As for `Baton`; `queues` defaults to `{"default": 10}`.
         """
         options.setdefault("queues", {"default": 10})
-        self = cls("", **options)
+        self = cls("postgresql://", **options)
+        self._dsn = None
         self._local = (Path(data_dir) if data_dir is not None else None,)
         return self
 
@@ -189,6 +195,9 @@ class Baton:
             if self._local is not None:
                 await self._start_server(stack, self._local[0])
             oban = self._given or await self._build_oban(stack)
+            if oban._query._pool.closed:
+                await oban._query._pool.open()
+                stack.push_async_callback(oban._query._pool.close)
             if self._seam is None:
                 self._attach(oban)
             assert self._seam is not None
@@ -263,7 +272,8 @@ class Baton:
             pool_size=_ENGINE_CONNECTIONS,
         )
         threads = ThreadPoolExecutor(
-            max_workers=max(4, sum(producer._limit for producer in oban._producers.values())),
+            # The queues' limits bound how many run, also when they are raised later; threads begin as they are needed.
+            max_workers=_MOST_THREADS,
             thread_name_prefix="baton-step",
         )
         self._threads = threads
@@ -353,7 +363,13 @@ class Baton:
             seam.wake(list(plan.queues))
         else:
             raw = await unwrap_connection(conn)
-            inserted = await engine.insert_into(plan, raw.connection if isinstance(raw, AsyncCursor) else raw)
+            callers = raw.connection if isinstance(raw, AsyncCursor) else raw
+            if not isinstance(callers, AsyncConnection):
+                raise InvalidOption(
+                    f"conn is a {type(callers).__module__}.{type(callers).__name__}; pass psycopg's AsyncConnection or "
+                    "AsyncCursor, or SQLAlchemy's AsyncSession or AsyncConnection on psycopg"
+                )
+            inserted = await engine.insert_into(plan, callers)
         return [Run(row.id, access, inserted=row.inserted) for row in inserted]
 
     def get_run(self, run_id: str | UUID) -> Run:
@@ -388,17 +404,20 @@ class Baton:
             wanted = None if state is None else RunState(state)
         except ValueError as error:
             raise InvalidOption(f"state {state!r} is none of {', '.join(RunState)}") from error
+        older_than = None if before is None else self.get_run(before).id
         async with access.connection() as conn:
             return await snapshot.list_runs(
                 conn,
                 self._prefix,
                 state=wanted,
-                before=None if before is None else UUID(str(before)),
+                before=None if older_than is None else UUID(older_than),
                 limit=limit,
             )
 
 
 def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(queues, Mapping):
+        raise InvalidOption(f"queues is {queues!r}; name each with its limit: queues={{'default': 20}}")
     for name, limit in queues.items():
         queue_name(name)
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
@@ -406,6 +425,11 @@ def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
                 f"queue {name!r} has the limit {limit!r}; it must be a whole number from 1 up"
             )
     return dict(queues)
+
+
+def _check_number(option: str, value: object, wanted: str, *, at_least: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= at_least:
+        raise InvalidOption(f"{option} is {value!r}; it must be a number of {wanted}")
 
 
 def _not_started(what: str) -> NotStarted:

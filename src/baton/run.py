@@ -76,6 +76,8 @@ class Run:
             StepCancelled: It was cancelled, or doomed by a dependency; `error` says why.
             WorkflowTimeout: It had not settled after `timeout` seconds.
             ResultNotFound: The run has no such step.
+            ResultMismatch: What it stored does not fit its annotation.
+            NoResult: The run was pruned in between.
             RunNotFound: There is no such run.
         """
         name = step if isinstance(step, str) else step.name
@@ -109,6 +111,9 @@ class Run:
         """Results stored so far, by step name: of the steps named, or of all. Does not wait.
 
         A step that has not completed is left out. Values are restored as in `result`.
+
+        Raises:
+            ResultMismatch: One of them does not fit its step's annotation; ask for the others by name.
         """
         async with self._access.connection() as conn:
             rows = await snapshot.read_results(conn, self._access.prefix, self._id, steps or None)

@@ -6,7 +6,7 @@ Lists never read results; those are read one by one, by name.
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -164,8 +164,8 @@ class _RunRow:
             unsettled=self.unsettled,
             failed=self.failed,
             state=RunState(self.outcome or "executing"),
-            inserted_at=self.inserted_at,
-            finished_at=self.finished_at,
+            inserted_at=self.inserted_at.astimezone(UTC),
+            finished_at=self.finished_at.astimezone(UTC) if self.finished_at else None,
         )
 
 
@@ -200,6 +200,9 @@ async def read_steps(
 
 
 def _step_status(*, deps: list[str], state: str, **fields: Any) -> StepStatus:
+    for name in ("scheduled_at", "started_at", "settled_at"):
+        if fields[name] is not None:
+            fields[name] = fields[name].astimezone(UTC)
     return StepStatus(deps=tuple(deps), state=StepState(state), **fields)
 
 

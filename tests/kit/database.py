@@ -5,6 +5,7 @@ stay locked until `commit` or `rollback`, which makes them the breakpoints of ev
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -92,6 +93,9 @@ _RUNS = """
            completion.outcome AS completed_as, completion.failed_steps
     FROM workflows AS workflow LEFT JOIN workflow_completions AS completion
       ON completion.workflow_id = workflow.id AND completion.generation = workflow.generation"""
+
+
+_INSTEAD = re.compile(r"^-- instead of\n", re.MULTILINE)
 
 
 class _HeldConnection:
@@ -219,11 +223,18 @@ class Database:
         return Session(conn, engine)
 
     async def install(self, broken: str) -> None:
-        """Replace one of the engine's functions by its broken variant in `tests/kit/broken`."""
-        file = Path(__file__).with_name("broken") / f"{broken}.sql"
-        before = await self.main.rows("SELECT count(*) FROM pg_proc")
-        await self.main.run(_store.render(file.read_text(encoding="utf-8"), "public"))
-        assert await self.main.rows("SELECT count(*) FROM pg_proc") == before, f"{broken} replaces no function"
+        """Replace one of the engine's functions by the variant in `tests/kit/broken`, which says what to change in it.
+
+        So a variant is always the engine's function of today but for its fault, or this fails.
+        """
+        head, *edits = _INSTEAD.split(Path(__file__).with_name("broken").joinpath(f"{broken}.sql").read_text())
+        name = head.removeprefix("-- Broken ").partition(":")[0]
+        text = dict(_store.functions())[name]
+        for edit in edits:
+            old, new = edit.split("-- this\n")
+            assert text.count(old.rstrip()) == 1, f"{name}.sql no longer has the line that {broken}.sql breaks"
+            text = text.replace(old.rstrip(), new.rstrip())
+        await self.main.run(_store.render(text, "public"))
 
     async def clear(self) -> None:
         """Empty every table, Oban's last: by then no job has a step to take along."""
@@ -268,9 +279,3 @@ class Database:
 
 def _bytes(sql: str | bytes) -> bytes:
     return sql if isinstance(sql, bytes) else sql.encode()
-
-
-async def at_once(*calls: Callable[[], Any]) -> list[BaseException]:
-    """Make calls on different sessions at the same time; returns what they raised."""
-    answers = await asyncio.gather(*(call() for call in calls), return_exceptions=True)
-    return [answer for answer in answers if isinstance(answer, BaseException)]

@@ -29,16 +29,17 @@ class Vertex:
 
 
 @st.composite
-def dags(draw: st.DrawFn, max_steps: int = 12) -> tuple[Vertex, ...]:
-    """Graphs of 0 to `max_steps` steps; a step depends only on steps drawn before it."""
+def dags(draw: st.DrawFn, min_steps: int = 0, max_steps: int = 12) -> tuple[Vertex, ...]:
+    """Graphs of `min_steps` to `max_steps` steps; a step depends only on steps drawn before it."""
     vertices = []
-    for place in range(draw(st.integers(0, max_steps))):
+    lenient = draw(st.booleans())
+    for place in range(draw(st.integers(min_steps, max_steps))):
         deps = draw(st.lists(st.integers(0, place - 1), unique=True, max_size=4)) if place else []
         vertices.append(
             Vertex(
                 deps=tuple(deps),
-                ignore_cancelled=draw(st.booleans()),
-                ignore_discarded=draw(st.booleans()),
+                ignore_cancelled=draw(st.sampled_from([lenient, True, False])),
+                ignore_discarded=draw(st.sampled_from([lenient, True, False])),
                 max_attempts=draw(st.sampled_from([20, 1, 2])),
                 later=draw(st.sampled_from([False, False, False, True])),
             )

@@ -159,14 +159,16 @@ class Model:
             job = self.job(id)
             job.state, job.attempt = "available", job.attempt - 1
 
-    def ack(self, outcomes: Iterable[Outcome], locked: Collection[int] = ()) -> tuple[list[int], int]:
-        """Returns the jobs whose outcome counted, and how many steps may now run."""
+    def ack(
+        self, outcomes: Iterable[Outcome], locked: Collection[int] = (), *, plain: bool = False
+    ) -> tuple[list[int], int]:
+        """Returns the jobs whose outcome counted, and how many steps may now run. `plain`: by Oban's own ack."""
         counted = [outcome for outcome in outcomes if self.holds(outcome.job_id, outcome.attempted_at)]
         ended = {outcome.job_id: outcome.state for outcome in counted if outcome.state in SETTLED}
         for outcome in counted:
             step = self.steps[outcome.job_id]
             if outcome.state in SETTLED and step.settled:
-                step.reruns += 1
+                step.reruns += not plain
             elif outcome.state == "completed":
                 known = outcome.result is not None
                 step.result = {"value": orjson.loads(outcome.result or "null")} | ({} if known else {"foreign": True})

@@ -1,0 +1,153 @@
+"""`baton demo`: the research brief on an embedded PostgreSQL, shown as it runs.
+
+Several demos at once share the server and the queue, so one may run steps of another: they have the same code.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal
+from baton.errors import StepFailed
+
+# Also to resume, and before the start: whoever works on the queue must have the code of the steps.
+from baton.examples.research_brief.workflow import TOPIC, research
+
+# Steps of the demo take less; whatever they leave undone is done by the next process that looks.
+_GRACE = 0.5
+_QUEUES = {"default": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What one `baton demo` was asked for.
+
+    Attributes:
+        sources: Paths and URLs; none means the texts of the example.
+        topic: None leaves it to the sources, or is the topic of the example's texts.
+        output: File for the brief; None chooses a new one.
+        as_json: Standard output is for JSON alone.
+        data_dir: As for `Baton.local`.
+    """
+
+    sources: Sequence[str]
+    topic: str | None
+    output: Path | None
+    as_json: bool
+    data_dir: Path | None
+
+    async def run(self, resume: str | None) -> int:
+        """Insert the workflow, or take the run `resume`, and show it to its end. Returns the exit code.
+
+        Raises:
+            StepFailed: A step ended cancelled or discarded.
+            BatonError: Baton could not start, or there is no such run.
+        """
+        signals = _foreground.Signals()
+        baton = Baton.local(self.data_dir, queues=_QUEUES, shutdown_grace_period=_GRACE)
+        async with _foreground.running(baton, signals) as started:
+            if not started:
+                click.echo("baton: interrupted before anything was begun", err=True)
+                return _foreground.INTERRUPTED
+            self._say(f"data     {baton.data_dir}")
+            run = await self._begin(baton, resume)
+            self._say(f"run      {run.id}\n")
+            status = await self._watch(run, signals)
+            if status is None:
+                self._explain_interrupt(run)
+                return _foreground.INTERRUPTED
+            results = await run.results("compile_brief")
+        return self._report(status, results.get("compile_brief"))
+
+    async def _begin(self, baton: Baton, resume: str | None) -> Run:
+        if resume is None:
+            topic = self.topic if self.topic is not None else "" if self.sources else TOPIC
+            return await baton.insert(research(topic, self.sources))
+        run = baton.get_run(resume)
+        await run.summary()
+        return run
+
+    async def _watch(self, run: Run, signals: _foreground.Signals) -> RunStatus | None:
+        console = _terminal.open_console()
+        if sys.stdout.isatty() and not console.is_dumb_terminal and not self.as_json:
+            return await _terminal.watch_live(run, signals.first, console)
+        return await _terminal.watch_lines(run, signals.first, self._say)
+
+    def _explain_interrupt(self, run: Run) -> None:
+        folder = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir is not None else ""
+        click.echo(
+            "\nInterrupted. The run is durable: what is done is kept, and the rest waits.\n"
+            f"  see it:      baton show {run.id} --local{folder}\n"
+            f"  go on:       baton demo --resume {run.id}{folder}",
+            err=True,
+        )
+
+    def _report(self, status: RunStatus, brief: str | None) -> int:
+        file, problem = None, ""
+        if brief is not None:
+            try:
+                file = _write(brief, self.output, status.run.id)
+            except OSError as error:
+                problem = f"the brief could not be written: {error}"
+        if self.as_json:
+            found = asdict(status) | {"brief": brief, "file": None if file is None else str(file)}
+            click.echo(_terminal.as_json(found))
+        else:
+            self._print(status, brief, file)
+        if brief is None:
+            raise _failed(status)
+        if problem:
+            click.echo(f"baton: {_terminal.safe(problem)}", err=True)
+        return 1 if problem else 0
+
+    def _print(self, status: RunStatus, brief: str | None, file: Path | None) -> None:
+        if brief is not None:
+            click.echo()
+            _terminal.show_markdown(_terminal.open_console(), brief)
+            click.echo()
+        times = [f"{step.name} {_terminal.duration(step.seconds)}" for step in status.steps if step.attempt]
+        self._say(f"times    {', '.join([*times, f'the whole run {_terminal.took(status.run)}'])}")
+        if file is not None:
+            self._say(f"written  {file}")
+
+    def _say(self, text: str) -> None:
+        click.echo(_terminal.safe(text, lines=True), err=self.as_json)
+
+
+def _failed(status: RunStatus) -> StepFailed:
+    """The step that failed by itself, not because of another one."""
+    for step in status.steps:
+        if step.state in (StepState.CANCELLED, StepState.DISCARDED) and (
+            step.attempt or not any(status.step(name).state is not StepState.COMPLETED for name in step.deps)
+        ):
+            return StepFailed(
+                f"step {step.name!r} was {step.state}: {_terminal.last_line(step.error)}", step=step.name
+            )
+    return StepFailed(
+        f"run {status.run.id} is {status.state} and has no brief; --resume is for runs of the demo"
+    )
+
+
+def _write(brief: str, output: Path | None, run_id: str) -> Path:
+    """Write the brief where the user said, or to a new file here; one with this very text will do."""
+    text = brief if brief.endswith("\n") else f"{brief}\n"
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+        return output
+    name = f"research-brief-{run_id[-8:]}"
+    path, number = Path(f"{name}.md"), 1
+    while True:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == text.encode():
+                return path
+            number += 1
+            path = Path(f"{name}-{number}.md")
+        else:
+            return path

@@ -1,0 +1,493 @@
+"""The command line: `baton migrate`, `start`, `list`, `show` and `demo`; see also `_terminal` and `_foreground`.
+
+Exit codes:
+    0    all went well; `start` was stopped by one signal and its running steps ended in time
+    1    the run failed, or what was asked for was not confirmed or could not be written
+    2    usage: an option, an argument, an app or an id that cannot work
+    3    Baton cannot start: no connection, schema missing or outdated, a package not installed
+    130  interrupted before the end, by Ctrl-C or SIGTERM
+
+What a user can get wrong ends in one line on standard error; a traceback is a bug. `--help` imports no database driver, and a
+password in a connection string is never shown.
+"""
+
+import asyncio
+import importlib.util
+import io
+import logging
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import baton as api
+from baton import errors
+
+if TYPE_CHECKING:
+    from baton import Baton, RunStatus
+
+FAILED, USAGE, NO_START, INTERRUPTED = 1, 2, 3, 130
+
+_EPILOG = """\b
+Exit codes:
+  0    all went well, or stopped by a signal in good order
+  1    the run failed, or something was not confirmed or not written
+  2    an option, argument, app or id that cannot work
+  3    no connection, schema missing or outdated, package missing
+  130  interrupted before the end
+"""
+_CONNECT_TIMEOUT = 10
+_DEMO_PACKAGES = ("markdown_it", "trafilatura", "yake")
+
+
+class Failure(click.ClickException):
+    """What the user can do something about, in one message."""
+
+    exit_code = FAILED
+
+    def show(self, file: Any = None) -> None:
+        """Write it to standard error."""
+        from baton._terminal import safe
+
+        click.echo(f"baton: {safe(self.message, lines=True)}", file=file, err=file is None)
+
+
+class Unusable(Failure):
+    """An option, argument, app or id that cannot work."""
+
+    exit_code = USAGE
+
+
+class CannotStart(Failure):
+    """No connection, no schema, no package."""
+
+    exit_code = NO_START
+
+
+class Interrupted(Failure):
+    """Ended by Ctrl-C."""
+
+    exit_code = INTERRUPTED
+
+
+class _Commands(click.Group):
+    """Turns what a command raises into a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+        except Exception as error:
+            failure = _failure(error)
+            if failure is None:
+                raise
+            logging.getLogger("baton.cli").debug("the cause:", exc_info=True)
+            raise failure from error
+
+
+def _failure(error: Exception) -> Failure | None:
+    """What an exception means to the user; None for what is no mistake of theirs."""
+    match error:
+        case errors.MissingExtra() | errors.LocalServerError():
+            return CannotStart(str(error))
+        case errors.StartError():
+            return CannotStart(_one_line(error))
+        case errors.DefinitionError() | errors.RunNotFound():
+            return Unusable(_one_line(error))
+        case errors.BatonError():
+            return Failure(_one_line(error))
+    if "psycopg" in sys.modules:
+        import psycopg
+
+        if isinstance(error, psycopg.Error):
+            return CannotStart(f"the database says: {_one_line(error)}")
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its code, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    code: int | str | None = 0
+    try:
+        cli.main(prog_name="baton")
+    except SystemExit as end:
+        code = end.code
+    for thread in threading.enumerate():
+        if thread.name.startswith("baton-step"):
+            thread.join(0.1)
+            if thread.is_alive():
+                # Its job was given back; Python would wait for it, for as long as it takes.
+                _exit_now(code if isinstance(code, int) else FAILED)
+    sys.exit(code)
+
+
+def _exit_now(code: int) -> NoReturn:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+# --- where the database is ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The database that a command is about."""
+
+    dsn: str | None
+    data_dir: Path | None
+    prefix: str
+
+    @asynccontextmanager
+    async def database(self) -> "AsyncIterator[str]":
+        """Connection string; an embedded server runs meanwhile."""
+        if self.dsn is not None:
+            yield _conninfo(self.dsn)
+            return
+        from baton.local import LocalServer
+
+        with await asyncio.to_thread(LocalServer.start, self.data_dir) as server:
+            yield server.dsn
+
+    @asynccontextmanager
+    async def baton(self) -> "AsyncIterator[Baton]":
+        """A Baton that reads."""
+        if self.dsn is None:
+            baton = api.Baton.local(self.data_dir, prefix=self.prefix, queues={})
+        else:
+            dsn = _conninfo(self.dsn)
+            # Once, and at once: the pool would try for half a minute.
+            await api.migration.check(dsn, prefix=self.prefix)
+            baton = api.Baton(dsn, prefix=self.prefix, pool_size=2)
+        async with baton:
+            yield baton
+
+
+def _conninfo(dsn: str) -> str:
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    try:
+        timeout = conninfo_to_dict(dsn).get("connect_timeout") or _CONNECT_TIMEOUT
+        return make_conninfo(dsn, connect_timeout=timeout)
+    except (ProgrammingError, ValueError):
+        # libpq's own words would show the password.
+        hint = "; leave out the driver after the `+`" if "+" in dsn.partition("://")[0] else ""
+        raise Unusable(
+            "the connection string cannot be understood; one looks like "
+            f"postgresql://user@localhost:5432/database{hint}"
+        ) from None
+
+
+def _database_options(command: Callable[..., None]) -> Callable[..., None]:
+    def with_target(
+        *args: Any, dsn: str | None, local: bool, data_dir: Path | None, prefix: str, **options: Any
+    ) -> None:
+        context = click.get_current_context()
+        if local and context.get_parameter_source("dsn") is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--dsn and --local exclude each other.")
+        if data_dir is not None and not local:
+            raise click.UsageError("--data-dir is for --local.")
+        if not (dsn or local) and not options.get("as_sql"):
+            raise click.UsageError(
+                "Which database? Pass --dsn postgresql://user@localhost/name, set BATON_DSN or DATABASE_URL, "
+                "or pass --local for the embedded PostgreSQL that `baton demo` uses."
+            )
+        command(*args, target=Target(None if local else dsn, data_dir, prefix), **options)
+
+    wrapped: Callable[..., None] = update_wrapper(with_target, command)
+    for option in (
+        click.option("--prefix", default="public", show_default=True, help="Schema of the tables."),
+        _data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder."),
+        click.option("--local", is_flag=True, help="The embedded PostgreSQL instead of a DSN."),
+        click.option(
+            "--dsn", envvar=["BATON_DSN", "DATABASE_URL"], show_envvar=True, help="Connection string."
+        ),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _data_dir_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option("--data-dir", type=click.Path(path_type=Path), help=text)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+    no_args_is_help=True,
+)
+@click.version_option(api.__version__, prog_name="baton")
+def cli() -> None:
+    """Durable DAG workflows on PostgreSQL."""
+
+
+@cli.command()
+@click.option(
+    "--check", is_flag=True, help="Change nothing; exit with 3 if something is missing or outdated."
+)
+@click.option(
+    "--sql", "as_sql", is_flag=True, help="Print the SQL that creates everything, for another tool."
+)
+@click.option("--down", is_flag=True, help="Remove Baton's tables with all workflows. Oban's stay.")
+@click.option("--yes", is_flag=True, help="With --down: do not ask.")
+@_database_options
+def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool) -> None:
+    """Create or upgrade the tables, Oban's included.
+
+    Doing it again does nothing, so it can be part of every deployment. To print the SQL of an upgrade alone, call
+    baton.migration.sql(since=...).
+    """
+    if check + as_sql + down > 1:
+        raise click.UsageError("--check, --sql and --down exclude each other.")
+    if yes and not down:
+        raise click.UsageError("--yes is for --down.")
+    if as_sql:
+        text = api.migration.sql(target.prefix)
+        click.echo(
+            f"-- Baton {api.__version__}, to run in one transaction. Oban's own tables must be there already:\n"
+            f"-- python -c \"from oban.schema import install_sql; print(install_sql('{target.prefix}'))\"\n{text}"
+        )
+    elif check:
+        asyncio.run(_check(target))
+    elif down:
+        asyncio.run(_down(target, ask=not yes))
+    else:
+        asyncio.run(_up(target))
+
+
+async def _up(target: Target) -> None:
+    async with target.database() as dsn:
+        before = await api.migration.check(dsn, prefix=target.prefix)
+        applied = await api.migration.up(dsn, prefix=target.prefix)
+    where = f"schema {target.prefix!r}"
+    if applied:
+        click.echo(f"{where}: applied {', '.join(f'version {version}' for version in applied)}")
+    elif before.ready:
+        click.echo(f"{where}: up to date (version {before.version})")
+    else:
+        click.echo(f"{where}: functions and triggers renewed (version {before.version})")
+
+
+async def _check(target: Target) -> None:
+    async with target.database() as dsn:
+        state = await api.migration.check(dsn, prefix=target.prefix)
+    if state.ready:
+        click.echo(f"schema {target.prefix!r}: up to date (version {state.version})")
+        return
+    wrong = "its functions are of another build of Baton"
+    if not state.version:
+        wrong = "has no tables of Baton's" if state.oban else "has no tables of Oban's and none of Baton's"
+    elif not state.oban:
+        wrong = "has no tables of Oban's"
+    elif state.version < state.wanted:
+        wrong = f"is at version {state.version}; this Baton needs {state.wanted}"
+    elif state.missing_triggers:
+        wrong = f"misses the triggers {', '.join(state.missing_triggers)}"
+    command = "baton migrate" + (f" --prefix {target.prefix}" if target.prefix != "public" else "")
+    raise CannotStart(f"schema {target.prefix!r} {wrong}; run: {command}")
+
+
+async def _down(target: Target, *, ask: bool) -> None:
+    from psycopg import AsyncConnection, sql
+
+    async with target.database() as dsn:
+        if not (await api.migration.check(dsn, prefix=target.prefix)).version:
+            click.echo(f"schema {target.prefix!r}: nothing to remove")
+            return
+        count = sql.SQL("SELECT count(*), count(*) FILTER (WHERE finished_at IS NULL) FROM {}")
+        async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
+            database = conn.info.dbname
+            row = await (
+                await conn.execute(count.format(sql.Identifier(target.prefix, "workflows")))
+            ).fetchone()
+        assert row is not None
+        click.echo(
+            f"schema {target.prefix!r} of database {database!r}: {row[0]} workflows with their results will be lost, "
+            f"{row[1]} of them unfinished.",
+            err=True,
+        )
+        if ask and _typed("Type the name of the database to remove them") != database:
+            raise Failure("nothing was removed; scripts pass --yes")
+        await api.migration.down(dsn, prefix=target.prefix)
+        click.echo(f"schema {target.prefix!r}: removed")
+
+
+def _typed(prompt: str) -> str:
+    try:
+        return str(click.prompt(prompt, err=True, default="", show_default=False))
+    except click.Abort:
+        # Nobody is there to answer, or Ctrl-C.
+        return ""
+
+
+@cli.command("list")
+@click.option(
+    "--state", type=click.Choice(["executing", "completed", "failed"]), help="Only those in this state."
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def list_(target: Target, state: str | None, limit: int, as_json: bool) -> None:
+    """List runs, newest first."""
+    from baton import _terminal
+
+    async def read() -> list[api.RunSummary]:
+        async with target.baton() as baton:
+            return await baton.list_runs(state=state, limit=limit)
+
+    runs = asyncio.run(read())
+    if as_json:
+        click.echo(_terminal.as_json(runs))
+    elif runs:
+        console = _terminal.open_console()
+        _terminal.show(console, _terminal.runs_table(console, runs))
+    else:
+        click.echo("no runs", err=True)
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--results", "with_results", is_flag=True, help="Results of the steps, too.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--mermaid", is_flag=True, help="As a Mermaid flowchart.")
+@click.option("--dot", is_flag=True, help="As a Graphviz digraph.")
+@_database_options
+def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid: bool, dot: bool) -> None:
+    """Show one run: its steps, their states, times and errors."""
+    from baton import _terminal
+
+    if as_json + mermaid + dot > 1:
+        raise click.UsageError("--json, --mermaid and --dot exclude each other.")
+    if with_results and (mermaid or dot):
+        raise click.UsageError("--results goes with the table or with --json.")
+
+    async def read() -> "tuple[RunStatus, api.Graph, dict[str, Any]]":
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return await run.status(), await run.graph(), await run.results() if with_results else {}
+
+    status, graph, results = asyncio.run(read())
+    if mermaid or dot:
+        click.echo(graph.to_mermaid() if mermaid else graph.to_dot(), nl=False)
+    elif as_json:
+        click.echo(_terminal.as_json(asdict(status) | ({"results": results} if with_results else {})))
+    else:
+        console = _terminal.open_console()
+        _terminal.show(console, _terminal.picture(console, status, dependencies=True))
+        for name, value in results.items():
+            click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
+
+
+@cli.command()
+@click.option(
+    "--app", "spec", required=True, metavar="MODULE:ATTRIBUTE", help="A Baton, or a function that makes one."
+)
+@click.option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    show_default=True,
+    help="Where modules are looked for first.",
+)
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME=LIMIT",
+    help="Work on these queues instead of the app's. Repeatable.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What is logged, to standard error. At debug, also the traceback of what makes it fail.",
+)
+def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> None:
+    """Run workers until SIGTERM or Ctrl-C.
+
+    The module defines the steps and a Baton with its queues, as in: baton start --app shop.workflows:baton
+
+    The first signal stops claiming and lets running steps end, for as long as the app's grace period. The second gives
+    them back at once, for another worker. The third ends the process.
+    """
+    from baton import _foreground
+
+    given = _foreground.parse_queues(queues)
+    _foreground.log_to_stderr(log_level)
+    baton = _foreground.load(spec, app_dir)
+    if given:
+        baton.queues = given
+    if not baton.queues:
+        raise Unusable(
+            f"{spec} works on no queue; give it some, Baton(..., queues={{'default': 10}}), or pass --queue default=10"
+        )
+    if not _foreground.run(_foreground.work(baton, _conninfo)):
+        click.get_current_context().exit(INTERRUPTED)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, metavar="[PATH|URL]...")
+@click.option("--topic", help="What the brief is about; default: what the sources say most.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the brief is written; default: research-brief-<id>.md here, never over another file.",
+)
+@click.option(
+    "--resume", metavar="RUN", help="Go on with a run that was interrupted, or show one that has ended."
+)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON; progress goes to standard error.")
+@_data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder.")
+def demo(
+    sources: tuple[str, ...],
+    topic: str | None,
+    output: Path | None,
+    resume: str | None,
+    as_json: bool,
+    data_dir: Path | None,
+) -> None:
+    """Write a research brief about files, folders and web pages, as a workflow on an embedded PostgreSQL.
+
+    Without sources it reads the texts that come with it. Fetching, three analyses at once and the brief are five steps,
+    each an Oban job; stop it in the middle, and --resume goes on where it was.
+    """
+    if resume and (sources or topic is not None):
+        raise click.UsageError("--resume goes on with the sources and the topic that the run has.")
+    missing = [name for name in _DEMO_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.MissingExtra(
+            f'the demo needs {", ".join(missing)}; install them with: pip install "oban-baton[demo]"'
+        )
+    folder = output.parent if output else Path.cwd()
+    if not os.access(output if output and output.exists() else folder, os.W_OK):
+        raise Unusable(f"{output or folder} cannot be written; name another file with --output")
+    # Standard error is for what the user must know; the queue's own business is for `baton start`.
+    logging.basicConfig(level=logging.CRITICAL)
+    from baton import _demo, _foreground
+
+    wanted = _demo.Demo(sources, topic, output, as_json, data_dir)
+    click.get_current_context().exit(_foreground.run(wanted.run(resume)))
