@@ -46,7 +46,7 @@ def baton(*arguments: object, code: int = 0, **options: Any) -> click.testing.Re
     told = f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
     assert done.exit_code == code, told
     assert done.exception is None or isinstance(done.exception, SystemExit), told
-    assert "Traceback" not in done.output, told
+    assert "Traceback" not in done.stderr, told
     if code:
         assert done.stderr.strip(), "an exit code without a word"
     return done
@@ -181,7 +181,7 @@ def test_a_database_must_be_named_and_is_taken_from_the_environment(baton_dsn, m
         (["list", "--dsn", "postgres:s3cret@host"], 2, "postgresql://user@localhost"),
         (["list", "--dsn", "postgresql+psycopg://ada:s3cret@host/app"], 2, "driver"),
         (["list", "--dsn", "postgresql://ada:s3%ZZcret@host/app"], 2, "connection string"),
-        (["list", "--dsn", "postgresql://a\x00b/app"], 2, "connection string"),
+        (["list", "--dsn", "postgresql://a\udcffb/app"], 2, "connection string"),
         (["list", "--dsn", NOT_HERE, "--local"], 2, "exclude"),
         (["list", "--dsn", NOT_HERE, "--data-dir", "x"], 2, "--local"),
         (["list", "--dsn", NOT_HERE, "--prefix", 'a"b'], 2, "prefix"),
@@ -221,7 +221,7 @@ def test_a_database_must_be_named_and_is_taken_from_the_environment(baton_dsn, m
 def test_a_mistake_gets_its_exit_code_and_a_message_and_no_traceback(arguments, code, words):
     done = baton(*arguments, code=code)
     assert words in done.stderr
-    assert "s3" not in done.output.replace("s3%", "s3") or "s3" not in done.output
+    assert "cret" not in done.output
     assert not _OBEYED.search(done.stderr)
 
 
@@ -452,7 +452,7 @@ def begun(baton_dsn: str, tmp_path: Path) -> Iterator[Callable[[str], Command]]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_steps_end(begun, baton_dsn, tmp_path, number):
     command = begun("until_told")
-    assert "is working on default=2" in command.err
+    command.until(lambda: "is working on default=2" in command.err)
     command.send(number)
     command.until(lambda: "stopping: waiting for running steps" in command.err)
     assert job(baton_dsn) == ("executing", 1)
@@ -489,42 +489,19 @@ def test_a_third_signal_ends_the_process_whatever_runs(begun, baton_dsn):
 
 
 def test_what_a_step_logs_names_the_workflow_the_step_and_the_attempt(baton_dsn, tmp_path):
-    (tmp_path / "logging_app.py").write_text(
-        "import logging, os\n"
-        "from baton import Baton, Workflow, step\n"
-        "baton = Baton(os.environ['APP_DSN'])\n"
-        "@step(name='logging_app.say')\n"
-        "def say():\n"
-        "    logging.getLogger('shop').warning('two\\nlines \\x1b[31m')\n"
-    )
-    sys.path.insert(0, str(tmp_path))
-    try:
-        import logging_app  # type: ignore[import-not-found]
-    except KeyError:
-        os.environ["APP_DSN"] = baton_dsn
-        import logging_app
-    finally:
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop("logging_app", None)
     workflow = Workflow("shop")
-    workflow.add("say", logging_app.say.new())
+    workflow.add("say", app.logs.new(message="two\nlines \x1b[31m"))
     run = inserted(baton_dsn, workflow)
+    queues = ("--queue", "default=3", "--queue", "mail=1")
     with Command(
-        "start",
-        "--app",
-        "logging_app:baton",
-        "--queue",
-        "default=3",
-        "--queue",
-        "mail=1",
+        *("start", "--app", "tests.kit.app:without_queues", "--app-dir", ROOT, *queues),
         cwd=tmp_path,
         env={"APP_DSN": baton_dsn},
     ) as command:
-        command.until(lambda: "two" in command.err)
+        command.until(lambda: "working on default=3, mail=1" in command.err)
         command.until(lambda: job(baton_dsn)[0] == "completed")
         command.send(signal.SIGINT)
         assert command.end() == 0
-    assert "working on default=3, mail=1" in command.err
     assert f"WARNING shop [{run}/say attempt 1] two\\x0alines \\x1b[31m\n" in command.err
 
 

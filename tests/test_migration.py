@@ -53,7 +53,7 @@ async def catalogue(db: AsyncConnection, schema: str) -> list[Any]:
           FROM pg_constraint WHERE connamespace = %(s)s::regnamespace
           UNION ALL SELECT 'function', proname, pg_get_functiondef(oid) || coalesce(proacl::text, '')
           FROM pg_proc WHERE pronamespace = %(s)s::regnamespace
-          UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) || tgenabled FROM pg_trigger
+          UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) || tgenabled::text FROM pg_trigger
           WHERE NOT tgisinternal AND tgrelid = (%(s)s || '.oban_jobs')::regclass
         ) AS found ORDER BY 1, 2, 3
         """.replace("%(s)s", f"'{schema}'"),
@@ -114,7 +114,7 @@ async def test_up_that_fails_half_way_leaves_the_schema_as_it_was(
     assert (await migration.check(baton_dsn)).ready
 
 
-@pytest.mark.parametrize("prefix", ["elsewhere", "_x", "a" * 40, "select", "baton_2"])
+@pytest.mark.parametrize("prefix", ["elsewhere", "_x", "a" * 40, "baton_2"])
 async def test_any_schema_will_do_and_several_live_side_by_side(
     baton_dsn: str, db: AsyncConnection, prefix: str
 ) -> None:
@@ -136,6 +136,12 @@ async def test_what_is_no_plain_schema_name_is_refused(prefix: str) -> None:
             await refused("postgresql://nowhere", prefix=prefix)
     with pytest.raises(InvalidOption):
         migration.sql(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["select", "user", "pg_mine"])
+async def test_a_word_that_sql_keeps_for_itself_is_refused_as_a_schema(baton_dsn: str, prefix: str) -> None:
+    with pytest.raises(InvalidOption):
+        await migration.up(baton_dsn, prefix=prefix)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Demo:
         signals = _foreground.Signals()
         baton = Baton.local(self.data_dir, queues=_QUEUES, shutdown_grace_period=_GRACE)
         async with _foreground.running(baton, signals) as started:
-            if not started:
+            if not started or signals.first.is_set():
                 click.echo("baton: interrupted before anything was begun", err=True)
                 return _foreground.INTERRUPTED
             self._say(f"data     {baton.data_dir}")

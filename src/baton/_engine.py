@@ -92,9 +92,9 @@ _ACK = (
 )
 _INSERT = (
     "SELECT id, inserted FROM /* schema */baton_insert("
-    "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], %s::text[], %s::text[], "
-    "%s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], %s::text[], %s::boolean[], "
-    "%s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text)"
+    "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], "
+    "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], "
+    "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text)"
 )
 
 
@@ -314,7 +314,12 @@ async def connect(dsn: str, **options: Any) -> AsyncConnection:
     """
     try:
         return await AsyncConnection.connect(dsn, connect_timeout=10, **options)
-    except (OperationalError, ProgrammingError, UnicodeError) as error:
+    except ProgrammingError:
+        # Not libpq's words, nor as the cause: they repeat the string, and with it the password.
+        raise DatabaseUnreachable(
+            "the connection string cannot be understood; one looks like postgresql://user@localhost:5432/database"
+        ) from None
+    except (OperationalError, UnicodeError) as error:
         raise DatabaseUnreachable(f"cannot connect to PostgreSQL: {' '.join(str(error).split())}") from error
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from baton.errors import InvalidOption, NotStarted
 logger = logging.getLogger("baton.cli")
 
 INTERRUPTED = 130
+_START_GRACE = 1.0
 
 
 class InvalidApp(InvalidOption):
@@ -180,9 +181,11 @@ async def running(baton: Baton, signals: Signals) -> AsyncIterator[bool]:
     """
     starting = asyncio.create_task(baton.start())
     await _either(starting, signals.first)
+    # A start that is nearly done may run steps already: rather stop in good order than in the middle.
+    await asyncio.wait({starting}, timeout=_START_GRACE)
     if not starting.done():
         starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await _ended(starting, baton, signals)
         yield False
         return
     await starting
@@ -190,10 +193,16 @@ async def running(baton: Baton, signals: Signals) -> AsyncIterator[bool]:
         yield True
     finally:
         stopping = asyncio.create_task(baton.stop())
-        await _either(stopping, signals.second)
-        if not stopping.done():
-            baton.hurry()
+        await _ended(stopping, baton, signals)
         await stopping
+
+
+async def _ended(task: asyncio.Task[Any], baton: Baton, signals: Signals) -> None:
+    """Wait for a task that stops the Baton; not for the Baton's steps from the second signal on."""
+    await _either(task, signals.second)
+    if not task.done():
+        baton.hurry()
+    await asyncio.wait({task})
 
 
 async def _either(task: asyncio.Task[Any], event: asyncio.Event) -> None:
@@ -204,25 +213,18 @@ async def _either(task: asyncio.Task[Any], event: asyncio.Event) -> None:
         waiting.cancel()
 
 
-async def work(baton: Baton, check: Callable[[str], str]) -> bool:
+async def work(baton: Baton, check: Callable[[str], object]) -> bool:
     """Work on the queues until a signal.
 
     Args:
-        check: Makes a connection string ready for use, or raises.
+        check: Raises if a connection string is none.
 
     Returns:
         Whether the stop was in good order: a second signal did not cut it short.
     """
-    from psycopg import AsyncConnection
-
     signals = Signals()
-    try:
-        dsn = baton.dsn
-    except NotStarted:
-        pass
-    else:
-        # Once, and at once: the pool would try for half a minute.
-        await (await AsyncConnection.connect(check(dsn))).close()
+    with suppress(NotStarted):  # an embedded server, or the app's own Oban
+        check(baton.dsn)
     async with running(baton, signals) as started:
         if started:
             shown = ", ".join(f"{name}={limit}" for name, limit in baton.queues.items())

@@ -54,15 +54,23 @@ class StepExecutor(Executor):
     _traceback: str | None  # type: ignore[assignment]
     given_back = False
 
+    def __init__(self, job: Job, stopping: Callable[[], bool]) -> None:
+        super().__init__(job=job, safe=True)
+        self._stopping = stopping
+
     async def _process(self) -> None:
         try:
             await super()._process()
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # Baton's own doing, at shutdown: the attempt does not count.
-                self.given_back = True
-                raise
+                if self._stopping():
+                    # The queue's own doing, at the end of its grace: the attempt does not count.
+                    self.given_back = True
+                    raise
+                # The step cancelled the task it runs in.
+                while task.uncancel():
+                    pass
             self._fail(error)
         if isinstance(self.result, (Snooze, Cancel)):
             # Raised, it is still no error: Oban would store where it came from instead of its reason.
@@ -144,13 +152,13 @@ class Dispatcher:
         job._cancellation = asyncio.Event()
         attempt = _step.attempt_of(job)
         if attempt is None:
-            action = await _execute(job)
+            action = await _execute(job, producer)
             producer._pending_acks.append(action)
             return
         token = _step.enter(job, attempt)
         try:
             # Not in one expression: the producer may replace its list while the job runs.
-            action = _gate(job, attempt) or await _execute(job)
+            action = _gate(job, attempt) or await _execute(job, producer)
             producer._pending_acks.append(action)
         finally:
             _step.leave(token)
@@ -160,8 +168,8 @@ class Dispatcher:
             await asyncio.wait({attempt.thread})
 
 
-async def _execute(job: Job) -> AckAction:
-    executor = StepExecutor(job=job, safe=True)
+async def _execute(job: Job, producer: Producer) -> AckAction:
+    executor = StepExecutor(job, producer._stopping.is_set)
     try:
         await executor.execute()
     except asyncio.CancelledError:

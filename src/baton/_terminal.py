@@ -284,7 +284,9 @@ def _remark(step: StepStatus, states: dict[str, StepState], dependencies: bool) 
     if dependencies and step.deps:
         remarks.append(f"after {_few(step.deps)}")
     elif step.state is StepState.HELD:
-        remarks.append(f"waits for {_few([name for name in step.deps if not states[name].settled])}")
+        remarks.append(
+            f"waits for {_few([name for name in step.deps if name in states and not states[name].settled])}"
+        )
     if step.state in (StepState.SCHEDULED, StepState.RETRYABLE) and step.scheduled_at is not None:
         remarks.append(
             f"runs in {duration(max(0.0, (step.scheduled_at - datetime.now(UTC)).total_seconds()))}"

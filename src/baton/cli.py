@@ -43,7 +43,6 @@ Exit codes:
   3    no connection, schema missing or outdated, package missing
   130  interrupted before the end
 """
-_CONNECT_TIMEOUT = 10
 _DEMO_PACKAGES = ("markdown_it", "trafilatura", "yake")
 
 
@@ -158,7 +157,7 @@ class Target:
     async def database(self) -> "AsyncIterator[str]":
         """Connection string; an embedded server runs meanwhile."""
         if self.dsn is not None:
-            yield _conninfo(self.dsn)
+            yield _understood(self.dsn)
             return
         from baton.local import LocalServer
 
@@ -171,28 +170,25 @@ class Target:
         if self.dsn is None:
             baton = api.Baton.local(self.data_dir, prefix=self.prefix, queues={})
         else:
-            dsn = _conninfo(self.dsn)
-            # Once, and at once: the pool would try for half a minute.
-            await api.migration.check(dsn, prefix=self.prefix)
-            baton = api.Baton(dsn, prefix=self.prefix, pool_size=2)
+            baton = api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=2)
         async with baton:
             yield baton
 
 
-def _conninfo(dsn: str) -> str:
+def _understood(dsn: str) -> str:
+    """The connection string, if it is one."""
     from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import conninfo_to_dict
 
     try:
-        timeout = conninfo_to_dict(dsn).get("connect_timeout") or _CONNECT_TIMEOUT
-        return make_conninfo(dsn, connect_timeout=timeout)
+        conninfo_to_dict(dsn)
     except (ProgrammingError, ValueError):
         # libpq's own words would show the password.
         hint = "; leave out the driver after the `+`" if "+" in dsn.partition("://")[0] else ""
         raise Unusable(
-            "the connection string cannot be understood; one looks like "
-            f"postgresql://user@localhost:5432/database{hint}"
+            f"the connection string cannot be understood; one looks like postgresql://user@localhost:5432/database{hint}"
         ) from None
+    return dsn
 
 
 def _database_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -445,7 +441,7 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
         raise Unusable(
             f"{spec} works on no queue; give it some, Baton(..., queues={{'default': 10}}), or pass --queue default=10"
         )
-    if not _foreground.run(_foreground.work(baton, _conninfo)):
+    if not _foreground.run(_foreground.work(baton, _understood)):
         click.get_current_context().exit(INTERRUPTED)
 
 

@@ -89,7 +89,9 @@ class Baton:
         if oban is not None and queues is not None:
             raise InvalidOption("with oban=, the queues are those of that Oban instance; leave queues= out")
         if dsn is not None and (not isinstance(dsn, str) or not dsn.strip()):
-            raise InvalidOption(f"dsn is {dsn!r}; it must be a connection string, such as 'postgresql://localhost/app'")
+            raise InvalidOption(
+                f"dsn is {dsn!r}; it must be a connection string, such as 'postgresql://localhost/app'"
+            )
         if oban is not None and not isinstance(oban, Oban):
             raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
         _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)

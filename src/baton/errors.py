@@ -1,42 +1,42 @@
 """Every exception Baton raises, in one tree.
 
-    BatonError
-    ├── DefinitionError          found while a workflow is built; nothing was written
-    │   ├── InvalidName          outside the grammar of names             (ValueError)
-    │   ├── InvalidOption        a setting that cannot work               (ValueError)
-    │   ├── InvalidArgument      does not bind, or JSON cannot hold it    (TypeError)
-    │   ├── DuplicateStep        the name is taken                        (ValueError)
-    │   ├── UnknownStep          a dependency that was never added        (LookupError)
-    │   ├── SelfDependency       a step that waits for itself             (ValueError)
-    │   ├── CycleError           steps that wait for each other           (ValueError)
-    │   ├── ForeignReference     a reference into another workflow        (ValueError)
-    │   ├── ReferenceMismatch    a result that cannot fit the parameter   (TypeError)
-    │   └── NotAValue            a reference used as if it were a value   (TypeError)
-    ├── StartError               Baton could not start
-    │   ├── DatabaseUnreachable  no connection, or a DSN that is none     (ConnectionError)
-    │   ├── SchemaMissing        `baton migrate` was never run
-    │   ├── SchemaOutdated       the schema is older than this library
-    │   ├── SchemaConflict       tables of our names that we did not create
-    │   ├── NotStarted           used outside `async with`                (RuntimeError)
-    │   ├── LocalServerError     the embedded PostgreSQL
-    │   └── MissingExtra         an optional package is not installed     (ImportError)
-    ├── StepError                one step of a run
-    │   ├── StepFailed           it was discarded
-    │   ├── StepCancelled        it was cancelled, or doomed by a dependency
-    │   ├── WorkflowTimeout      not settled in time                      (TimeoutError)
-    │   ├── StepTimeout          an attempt ran longer than its timeout   (TimeoutError)
-    │   ├── StepCrashed          an attempt raised what is no Exception
-    │   └── ResultError          reading or storing a result
-    │       ├── NoWorkflow       the job is an ordinary Oban job          (LookupError)
-    │       ├── NotADependency   results are read from dependencies only  (LookupError)
-    │       ├── ResultNotFound   there is no such step                    (LookupError)
-    │       ├── NoResult         that step has stored nothing (yet)       (LookupError)
-    │       ├── InvalidResult    JSON cannot hold it; `path` says where   (TypeError)
-    │       ├── ResultTooLarge   over the limit                           (ValueError)
-    │       └── ResultMismatch   does not fit the annotated type          (TypeError)
-    └── StorageError             the database said no
-        ├── RunNotFound          no such run                              (LookupError)
-        └── KeyConflict          the key's live run has another graph     (ValueError)
+BatonError
+├── DefinitionError          found while a workflow is built; nothing was written
+│   ├── InvalidName          outside the grammar of names             (ValueError)
+│   ├── InvalidOption        a setting that cannot work               (ValueError)
+│   ├── InvalidArgument      does not bind, or JSON cannot hold it    (TypeError)
+│   ├── DuplicateStep        the name is taken                        (ValueError)
+│   ├── UnknownStep          a dependency that was never added        (LookupError)
+│   ├── SelfDependency       a step that waits for itself             (ValueError)
+│   ├── CycleError           steps that wait for each other           (ValueError)
+│   ├── ForeignReference     a reference into another workflow        (ValueError)
+│   ├── ReferenceMismatch    a result that cannot fit the parameter   (TypeError)
+│   └── NotAValue            a reference used as if it were a value   (TypeError)
+├── StartError               Baton could not start
+│   ├── DatabaseUnreachable  no connection, or a DSN that is none     (ConnectionError)
+│   ├── SchemaMissing        `baton migrate` was never run
+│   ├── SchemaOutdated       the schema is older than this library
+│   ├── SchemaConflict       tables of our names that we did not create
+│   ├── NotStarted           used outside `async with`                (RuntimeError)
+│   ├── LocalServerError     the embedded PostgreSQL
+│   └── MissingExtra         an optional package is not installed     (ImportError)
+├── StepError                one step of a run
+│   ├── StepFailed           it was discarded
+│   ├── StepCancelled        it was cancelled, or doomed by a dependency
+│   ├── WorkflowTimeout      not settled in time                      (TimeoutError)
+│   ├── StepTimeout          an attempt ran longer than its timeout   (TimeoutError)
+│   ├── StepCrashed          an attempt raised what is no Exception
+│   └── ResultError          reading or storing a result
+│       ├── NoWorkflow       the job is an ordinary Oban job          (LookupError)
+│       ├── NotADependency   results are read from dependencies only  (LookupError)
+│       ├── ResultNotFound   there is no such step                    (LookupError)
+│       ├── NoResult         that step has stored nothing (yet)       (LookupError)
+│       ├── InvalidResult    JSON cannot hold it; `path` says where   (TypeError)
+│       ├── ResultTooLarge   over the limit                           (ValueError)
+│       └── ResultMismatch   does not fit the annotated type          (TypeError)
+└── StorageError             the database said no
+    ├── RunNotFound          no such run                              (LookupError)
+    └── KeyConflict          the key's live run has another graph     (ValueError)
 """
 
 from collections.abc import Sequence

@@ -136,6 +136,10 @@ async def _up_once(conn: AsyncConnection, prefix: str) -> list[int]:
         found = await _read(conn, prefix)
         if found.ready and found.version >= found.wanted:
             return []
+        if found.oban and found.version > found.wanted:
+            # The functions are a later library's, and stay.
+            await conn.execute(_store.load("create_triggers", prefix))
+            return []
         if not found.oban:
             # Oban's script looks for its type in current_schema().
             await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))

@@ -1,6 +1,7 @@
 """An app for `baton start`: steps that tell when they have begun, and what `--app` may name, right and wrong."""
 
 import asyncio
+import logging
 import os
 import time
 from pathlib import Path
@@ -72,6 +73,11 @@ def raises(message: str) -> None:
 @step
 def echo(value: Any) -> Any:
     return value
+
+
+@step
+def logs(message: str) -> None:
+    logging.getLogger("shop").warning(message)
 
 
 def workflow(name: str, folder: Path) -> Workflow:

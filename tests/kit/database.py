@@ -1,13 +1,13 @@
 """A test's own database: the real engine and Oban's own statements, on connections that the test holds in its hands.
 
 A `Session` is one connection. Its statements commit one by one, unless the test says `begin`: then the rows they lock
-stay locked until `commit` or `rollback`, which makes them the breakpoints of every concurrent scenario.
+stay locked until `end`, which makes them the breakpoints of every concurrent scenario.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +19,12 @@ from oban._query import UPDATABLE_FIELDS, Query
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from tests.kit.graphs import QUEUE
 
 from baton import _store
 from baton._engine import Acked, Claim, Engine, Inserted, Outcome, _configure
 from baton._plan import plan_insert
 from baton.workflow import Workflow
-from tests.kit.graphs import QUEUE
 
 PRODUCER = UUID(int=1)
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
@@ -85,7 +85,8 @@ _INVARIANTS = "\nUNION ALL\n".join(
 
 _STEPS = """
     SELECT step.job_id, step.state, step.waiting_on, step.owed, step.doomed, step.reruns, step.attempt, step.result,
-           job.state::text AS job, job.attempt AS job_attempt, job.max_attempts, job.scheduled_at > now() AT TIME ZONE 'UTC' AS later
+           job.state::text AS job, job.attempt AS job_attempt, job.max_attempts,
+           job.scheduled_at > timezone('UTC', now()) AS later
     FROM workflow_nodes AS step LEFT JOIN oban_jobs AS job ON job.id = step.job_id"""
 
 _RUNS = """
@@ -127,11 +128,9 @@ class Session:
     async def begin(self) -> None:
         await self.conn.execute("BEGIN")
 
-    async def commit(self) -> None:
-        await self.conn.execute("COMMIT")
-
-    async def rollback(self) -> None:
-        await self.conn.execute("ROLLBACK")
+    async def end(self, commit: bool = True) -> None:
+        """Commit or roll back; does nothing when no transaction is open."""
+        await (self.conn.commit() if commit else self.conn.rollback())
 
     async def rows(self, sql: str | bytes, *params: object) -> list[tuple[Any, ...]]:
         return await (await self.conn.execute(_bytes(sql), params or None)).fetchall()
@@ -227,12 +226,16 @@ class Database:
 
         So a variant is always the engine's function of today but for its fault, or this fails.
         """
-        head, *edits = _INSTEAD.split(Path(__file__).with_name("broken").joinpath(f"{broken}.sql").read_text())
+        head, *edits = _INSTEAD.split(
+            Path(__file__).with_name("broken").joinpath(f"{broken}.sql").read_text()
+        )
         name = head.removeprefix("-- Broken ").partition(":")[0]
         text = dict(_store.functions())[name]
         for edit in edits:
             old, new = edit.split("-- this\n")
-            assert text.count(old.rstrip()) == 1, f"{name}.sql no longer has the line that {broken}.sql breaks"
+            assert text.count(old.rstrip()) == 1, (
+                f"{name}.sql no longer has the line that {broken}.sql breaks"
+            )
             text = text.replace(old.rstrip(), new.rstrip())
         await self.main.run(_store.render(text, "public"))
 
@@ -247,7 +250,9 @@ class Database:
     async def jobs(self, run_id: UUID) -> dict[str, int]:
         """Id of each step's job by the step's name, in the order they were added."""
         return dict(
-            await self.main.rows("SELECT name, job_id FROM workflow_nodes WHERE workflow_id = %s ORDER BY position", run_id)
+            await self.main.rows(
+                "SELECT name, job_id FROM workflow_nodes WHERE workflow_id = %s ORDER BY position", run_id
+            )
         )
 
     async def steps(self) -> dict[int, dict[str, Any]]:
@@ -265,7 +270,9 @@ class Database:
 
     # --- facts about concurrency ----------------------------------------------------------------------
 
-    async def waits_or_ends(self, task: "asyncio.Future[Any]", session: Session, timeout: float = 10.0) -> bool:
+    async def waits_or_ends(
+        self, task: "asyncio.Future[Any]", session: Session, timeout: float = 10.0
+    ) -> bool:
         """Follow a statement under way until it has ended, or waits for a lock: then True."""
         deadline = time.monotonic() + timeout
         while not task.done():

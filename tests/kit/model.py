@@ -143,20 +143,24 @@ class Model:
 
     def claimable(self) -> set[int]:
         jobs = {job: step.job for job, step in self.steps.items() if step.job is not None}
-        return {id for id, job in jobs.items() if job.state == "available" and job.attempt < job.max_attempts}
+        return {
+            job_id
+            for job_id, job in jobs.items()
+            if job.state == "available" and job.attempt < job.max_attempts
+        }
 
-    def claim(self, id: int, token: object) -> None:
-        job = self.job(id)
+    def claim(self, job_id: int, token: object) -> None:
+        job = self.job(job_id)
         job.state, job.attempt, job.token = "executing", job.attempt + 1, token
 
-    def holds(self, id: int, token: object) -> bool:
+    def holds(self, job_id: int, token: object) -> bool:
         """Whether the attempt that began at `token` still holds its job."""
-        job = self.steps[id].job
+        job = self.steps[job_id].job
         return job is not None and job.state == "executing" and job.token == token
 
-    def give_back(self, id: int, token: object) -> None:
-        if self.holds(id, token):
-            job = self.job(id)
+    def give_back(self, job_id: int, token: object) -> None:
+        if self.holds(job_id, token):
+            job = self.job(job_id)
             job.state, job.attempt = "available", job.attempt - 1
 
     def ack(
@@ -171,7 +175,9 @@ class Model:
                 step.reruns += not plain
             elif outcome.state == "completed":
                 known = outcome.result is not None
-                step.result = {"value": orjson.loads(outcome.result or "null")} | ({} if known else {"foreign": True})
+                step.result = {"value": orjson.loads(outcome.result or "null")} | (
+                    {} if known else {"foreign": True}
+                )
         released = self.settle(ended, locked)
         for outcome in counted:
             job = self.job(outcome.job_id)
@@ -184,37 +190,37 @@ class Model:
 
     def cancel(self, ids: Sequence[int]) -> None:
         """An executing job is only asked to end; everything else that has not ended is cancelled."""
-        hit = [id for id in ids if self._state(id) not in {None, "executing", *SETTLED}]
-        for id in hit:
-            self.job(id).state = "cancelled"
+        hit = [job_id for job_id in ids if self._state(job_id) not in {None, "executing", *SETTLED}]
+        for job_id in hit:
+            self.job(job_id).state = "cancelled"
         self.settle(dict.fromkeys(hit, "cancelled"))
 
     def retry(self, ids: Sequence[int]) -> None:
         """Everything not running becomes available; but a held step goes on waiting, a doomed one stays dead."""
-        for id in ids:
-            if self._state(id) in {None, "available", "executing"}:
+        for job_id in ids:
+            if self._state(job_id) in {None, "available", "executing"}:
                 continue
-            step, job = self.steps[id], self.job(id)
+            step, job = self.steps[job_id], self.job(job_id)
             job.max_attempts, job.later = max(job.max_attempts, job.attempt + 1), False
             job.state = "suspended" if step.state == "held" else "cancelled" if step.doomed else "available"
 
     def delete(self, ids: Sequence[int]) -> None:
         """Gone is cancelled, unless it had ended."""
-        hit = [id for id in ids if self._state(id) not in {None, "executing"}]
-        for id in hit:
-            self.steps[id].job = None
+        hit = [job_id for job_id in ids if self._state(job_id) not in {None, "executing"}]
+        for job_id in hit:
+            self.steps[job_id].job = None
         self.settle(dict.fromkeys(hit, "cancelled"))
 
     def rescue(self) -> None:
         """Every executing job runs again, or never if it has had its attempts."""
         discarded = {}
-        for id, step in self.steps.items():
+        for job_id, step in self.steps.items():
             job = step.job
             if job is None or job.state not in {"executing", "available"}:
                 continue
             job.state = "discarded" if job.attempt >= job.max_attempts else "available"
             if job.state == "discarded":
-                discarded[id] = "discarded"
+                discarded[job_id] = "discarded"
         self.settle(discarded)
 
     def stage(self, *, due_only: bool) -> None:
@@ -223,8 +229,8 @@ class Model:
             if job and job.state in {"scheduled", "retryable"} and not (due_only and job.later):
                 job.state = "available"
 
-    def update(self, id: int, *, later: bool, max_attempts: int) -> None:
-        job = self.job(id)
+    def update(self, job_id: int, *, later: bool, max_attempts: int) -> None:
+        job = self.job(job_id)
         job.later, job.max_attempts = later, max_attempts
         if job.state in {"available", "scheduled"}:
             job.state = "scheduled" if later else "available"
@@ -234,11 +240,11 @@ class Model:
             if step.job is not None and step.job.state in SETTLED:
                 step.job = None
 
-    def job(self, id: int) -> Job:
-        job = self.steps[id].job
+    def job(self, job_id: int) -> Job:
+        job = self.steps[job_id].job
         assert job is not None
         return job
 
-    def _state(self, id: int) -> str | None:
-        job = self.steps[id].job
+    def _state(self, job_id: int) -> str | None:
+        job = self.steps[job_id].job
         return job.state if job else None

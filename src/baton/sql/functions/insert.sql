@@ -25,8 +25,11 @@ BEGIN
                ORDER BY given.key NULLS LAST, given.place LOOP
     LOOP
       INSERT INTO /* schema */workflows (id, name, key, definition_hash, steps, unsettled, finished_at, outcome)
-      VALUES (p_wids[place], p_wnames[place], p_wkeys[place], p_whashes[place], p_wsteps[place], p_wsteps[place],
-              CASE WHEN p_wsteps[place] = 0 THEN now() END, CASE WHEN p_wsteps[place] = 0 THEN 'completed' END)
+      SELECT p_wids[place], p_wnames[place], p_wkeys[place], p_whashes[place], p_wsteps[place], p_wsteps[place],
+             CASE WHEN p_wsteps[place] = 0 THEN now() END, CASE WHEN p_wsteps[place] = 0 THEN 'completed' END
+      -- An empty one is finished at once and conflicts with nothing in the index of live keys; it must not pass one by.
+      WHERE p_wsteps[place] > 0 OR NOT EXISTS (
+        SELECT FROM /* schema */workflows AS other WHERE other.key = p_wkeys[place] AND other.finished_at IS NULL)
       ON CONFLICT (key) WHERE finished_at IS NULL DO NOTHING;
       EXIT WHEN FOUND;
       SELECT workflow.id, workflow.definition_hash INTO live

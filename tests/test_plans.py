@@ -1,0 +1,292 @@
+"""Plans of the hot statements: by index on empty and on large tables, and work that does not grow with the tables."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import psycopg
+import pytest
+
+from baton import _store, testing
+from baton._engine import Outcome
+from tests.kit.engine import Steps
+
+LARGE = 200_000
+TABLES = ("oban_jobs", "workflow_nodes", "workflow_edges", "workflows")
+
+# Old work beside what a test does: workflows of ten steps, all settled, one in a hundred of them still running.
+FILL = """
+INSERT INTO workflows (id, name, definition_hash, steps, unsettled, outcome, finished_at)
+SELECT md5(n::text)::uuid, 'old', '', 10, 0, 'completed', now() FROM generate_series(1, {n} / 10) AS n;
+INSERT INTO oban_jobs (state, queue, worker, attempt, attempted_at, completed_at)
+SELECT CASE WHEN n % 100 = 0 THEN 'available' ELSE 'completed' END::oban_job_state, 'old', 'W', 1, now(), now()
+FROM generate_series(1, {n}) AS n;
+INSERT INTO workflow_nodes (workflow_id, position, name, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on,
+                            result, settled_at, function)
+SELECT md5((1 + (job.id - 1) / 10)::text)::uuid, job.id % 10, 'old' || job.id, job.id, '{{}}', false, false, 'completed', 0,
+       '{{"value": null}}', now(), ''
+FROM oban_jobs AS job WHERE job.queue = 'old';
+INSERT INTO workflow_edges SELECT id - 1, id FROM workflow_nodes WHERE position > 1;
+ANALYZE;
+"""
+
+
+@contextmanager
+def database(server: Any, name: str, fill: str) -> Iterator[str]:
+    with testing.copy(server, name) as dsn:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("SET session_replication_role = replica")
+            conn.execute(fill.encode())
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def large_dsn(_baton_server: Any) -> Iterator[str]:
+    server, name = _baton_server
+    with database(server, name, FILL.format(n=LARGE)) as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=["near-empty", "large"])
+async def steps(request: pytest.FixtureRequest, baton_dsn: str) -> AsyncIterator[Steps]:
+    dsn = request.getfixturevalue("large_dsn") if request.param == "large" else baton_dsn
+    async with Steps.opened(dsn) as steps:
+        steps.audited = False
+        yield steps
+
+
+async def scans(steps: Steps) -> dict[str, int]:
+    """Sequential scans of each table so far; those of this session are all in."""
+    await steps.run("SELECT pg_stat_force_next_flush()")
+    rows = await steps.rows("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname = ANY(%s)", list(TABLES))
+    return {name: count for name, count in rows}
+
+
+def plans(text: str) -> list[dict[str, Any]]:
+    """Every node of a plan."""
+    found = []
+
+    def walk(node: dict[str, Any]) -> None:
+        found.append(node)
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(json.loads(text)[0]["Plan"])
+    return found
+
+
+def names(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{n}" for n in range(count)]
+
+
+# Settings under which the engine's functions run, to look at their statements one by one.
+PINNED = re.findall(r"SET (\w+) = ([^S]+?)(?= SET|$)", _store._PINNED)
+
+
+async def pinned(steps: Steps) -> Any:
+    """A session with the settings of the engine's functions."""
+    session = await steps.session(autocommit=True)
+    for name, value in PINNED:
+        if name != "search_path":
+            await session.execute(f"SET {name} = {value}".encode())
+    return session
+
+
+HOT = {
+    "claim": (
+        "SELECT job.id FROM oban_jobs AS job WHERE job.state = 'available' AND job.queue = $1 AND job.attempt < "
+        "job.max_attempts ORDER BY job.priority, job.scheduled_at, job.id LIMIT $2 FOR UPDATE SKIP LOCKED",
+        "(text, integer)",
+        "('default', 10)",
+    ),
+    "steps of jobs": (
+        "SELECT step.id FROM unnest($1) AS job (id) JOIN workflow_nodes AS step ON step.job_id = job.id",
+        "(bigint[])",
+        "('{1,2,3}')",
+    ),
+    "workflows of steps": (
+        "SELECT 1 FROM workflows AS workflow WHERE workflow.id IN (SELECT step.workflow_id FROM workflow_nodes AS step "
+        "WHERE step.id = ANY($1)) ORDER BY workflow.id FOR NO KEY UPDATE",
+        "(bigint[])",
+        "('{1,2,3}')",
+    ),
+    "dependents": (
+        "SELECT edge.dependent_id, count(*) FROM workflow_edges AS edge WHERE edge.dependency_id = ANY($1) GROUP BY 1",
+        "(bigint[])",
+        "('{1,2,3}')",
+    ),
+    "dependencies": (
+        "SELECT dependency.result FROM workflow_edges AS edge JOIN workflow_nodes AS dependency "
+        "ON dependency.id = edge.dependency_id WHERE edge.dependent_id = $1",
+        "(bigint)",
+        "(1)",
+    ),
+    "owed": ("SELECT node.id, node.job_id FROM workflow_nodes AS node WHERE node.owed LIMIT 10000", "", ""),
+    "anything available": (
+        "SELECT EXISTS (SELECT FROM oban_jobs AS job WHERE job.state = 'available' AND job.queue = $1)",
+        "(text)",
+        "('default')",
+    ),
+    "key": ("SELECT id FROM workflows WHERE key = $1 AND finished_at IS NULL", "(text)", "('k')"),
+}
+
+
+@pytest.mark.parametrize("what", HOT)
+async def test_a_hot_statement_reads_no_table_as_a_whole(steps: Steps, what: str) -> None:
+    session = await pinned(steps)
+    statement, types, values = HOT[what]
+    await session.execute(f"PREPARE hot{types} AS {statement}".encode())
+    row = await (await session.execute(f"EXPLAIN (FORMAT JSON) EXECUTE hot{values}".encode())).fetchone()
+    found = plans(json.dumps(row[0]))
+    for node in found:
+        if node.get("Relation Name") in TABLES and "Scan" in node["Node Type"]:
+            assert "Index Cond" in node or "Recheck Cond" in node or node.get("Index Name") == "workflow_nodes_owed", node
+
+
+READ_STEPS = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "names": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("read_steps", READ_STEPS),
+        ("read_results", READ_STEPS),
+        ("read_run", {"id": READ_STEPS["id"]}),
+        ("read_dependency_results", {"step_id": 1, "names": None}),
+        ("list_runs", {"state": None, "before": READ_STEPS["id"], "limit": 50}),
+    ],
+)
+async def test_a_read_by_id_uses_its_index_on_a_large_table(large_dsn: str, name: str, params: dict[str, Any]) -> None:
+    async with Steps.opened(large_dsn) as steps:
+        steps.audited = False
+        cursor = await steps.db.execute(b"EXPLAIN (FORMAT JSON) " + _text(name), params)
+        row = await cursor.fetchone()
+        assert row is not None
+        assert [node["Relation Name"] for node in plans(json.dumps(row[0])) if node["Node Type"] == "Seq Scan"] == []
+
+
+def _text(name: str) -> bytes:
+    text = _store.load(name)
+    return text if isinstance(text, bytes) else text.encode()
+
+
+async def ack(steps: Steps, outcomes: list[Outcome], demand: int) -> list[dict[str, Any]]:
+    """As the engine does it, on the test's own connection, whose statistics can be had at once."""
+    row = await (
+        await steps.db.execute(
+            "SELECT claimed FROM baton_ack(%s::jsonb, %s::text[], 'default', %s, 'test', %s, '{}', '')",
+            (orjson.dumps([o.row() for o in outcomes]).decode(), [o.result for o in outcomes], demand, uuid4()),
+        )
+    ).fetchone()
+    assert row is not None
+    return row[0] or []
+
+
+async def test_acks_claims_and_sweeps_scan_no_table(steps: Steps) -> None:
+    branches = names("xb", 5)
+    await steps.insert({"xa": [], **{branch: ["xa"] for branch in branches}, "xz": branches})
+    before = await scans(steps)
+    claimed, done = await ack(steps, [], 1), 0
+    while claimed:
+        done += len(claimed)
+        outcomes = [
+            Outcome(job["id"], datetime.fromisoformat(job["attempted_at"]).replace(tzinfo=UTC), "completed", result="1")
+            for job in claimed
+        ]
+        claimed = await ack(steps, outcomes, 2)
+        await steps.run("SELECT baton_sweep('{}', '')")
+    assert done == 7
+    assert await scans(steps) == before
+
+
+async def test_a_cancel_by_oban_scans_no_table(steps: Steps) -> None:
+    await steps.insert({"ca": [], "cb": ["ca"], "cc": ["cb"]})
+    # Only what the trigger does is looked at: Oban's own statement may scan a job table of three rows.
+    await steps.run("SET enable_seqscan = off")
+    ids = [await steps.job_id("ca"), await steps.job_id("cc")]
+    before = await scans(steps)
+    await steps.run("UPDATE oban_jobs SET state = 'cancelled' WHERE id = ANY(%s::bigint[])", ids)
+    assert await scans(steps) == before
+    assert set((await steps.rows("SELECT state FROM workflow_nodes WHERE name IN ('ca', 'cb', 'cc')"))) == {("cancelled",)}
+
+
+async def ack_cost(steps: Steps, prefix: str, width: int) -> int:
+    """Buffers touched by one ack that settles the last of `width` dependencies of one step."""
+    roots = names(f"{prefix}r", width)
+    await steps.insert({**{name: [] for name in roots}, f"{prefix}join": roots})
+    warm, *rest = await steps.start(*roots)
+    await steps.engine.ack([warm])
+    await steps.engine.ack(rest[:-1])
+    return await explained(steps, rest[-1:])
+
+
+async def explained(steps: Steps, outcomes: list[Outcome]) -> int:
+    row = await (
+        await steps.db.execute(
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT baton_ack(%s::jsonb, %s::text[], '', 0, '', NULL, '{}', '')",
+            (orjson.dumps([o.row() for o in outcomes]).decode(), [o.result for o in outcomes]),
+        )
+    ).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_the_work_of_an_ack_does_not_grow_with_the_tables(baton_dsn: str, large_dsn: str) -> None:
+    async with Steps.opened(baton_dsn) as small, Steps.opened(large_dsn) as large:
+        large.audited = False
+        # The first ack of a session also reads the catalogue.
+        for steps in (small, large):
+            await ack_cost(steps, "warm", 2)
+        small_cost = min([await ack_cost(small, f"s{n}", 3) for n in range(3)])
+        large_cost = min([await ack_cost(large, f"l{n}", 3) for n in range(3)])
+    # An index of 200,000 rows is two levels higher than one of ten.
+    assert large_cost < 2.5 * small_cost, (small_cost, large_cost)
+
+
+async def test_the_work_of_an_ack_does_not_grow_with_what_was_inserted_since_its_plan_was_made(baton_dsn: str) -> None:
+    async with Steps.opened(baton_dsn) as steps:
+        await ack_cost(steps, "warm", 2)
+        narrow = min([await ack_cost(steps, f"n{n}", 10) for n in range(2)])
+        wide = await ack_cost(steps, "w", 3000)
+    assert wide < 3 * narrow, (narrow, wide)
+
+
+async def test_the_work_of_a_batch_is_less_than_that_of_its_acks_one_by_one(baton_dsn: str) -> None:
+    async with Steps.opened(baton_dsn) as steps:
+        roots = names("r", 100)
+        await steps.insert({**{name: [] for name in roots}, "join": roots})
+        outcomes = await steps.start(*roots)
+        await explained(steps, outcomes[:1])
+        single = await explained(steps, outcomes[1:2])
+        batch = await explained(steps, outcomes[2:92])
+        assert batch < 60 * single, (single, batch)
+        await steps.engine.ack(outcomes[92:])
+
+
+async def test_an_update_that_changes_no_state_costs_plain_jobs_one_look_each(baton_dsn: str) -> None:
+    async with Steps.opened(baton_dsn) as steps:
+        await steps.run("INSERT INTO oban_jobs (worker) SELECT 'W' FROM generate_series(1, 20000)")
+        await steps.run("ANALYZE oban_jobs")
+        before = await scans(steps)
+        row = await (
+            await steps.db.execute("EXPLAIN (ANALYZE, FORMAT JSON) UPDATE oban_jobs SET priority = 1")
+        ).fetchone()
+        assert row is not None
+        (trigger,) = row[0][0]["Triggers"]
+        assert trigger["Calls"] == 1
+        after = await scans(steps)
+        assert after["workflow_nodes"] == before["workflow_nodes"]
+
+
+async def test_every_function_that_is_called_from_outside_has_its_plans_pinned(baton_dsn: str) -> None:
+    async with Steps.opened(baton_dsn) as steps:
+        found = await steps.rows("SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'baton\\_%%' AND prosecdef")
+        for name, config in found:
+            for setting in ("plan_cache_mode=force_generic_plan", "enable_seqscan=off", "jit=off"):
+                assert setting in config, name
