@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,7 @@ from baton.errors import (
     UnknownStep,
     WorkflowTimeout,
 )
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 TABLES = ("workflows", "workflow_nodes", "workflow_edges", "workflow_completions", "oban_jobs")
@@ -69,6 +70,17 @@ async def value(dsn: str, sql: str, *params: Any) -> Any:
         return row[0] if row else None
 
 
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
+
+
 @pytest.fixture
 async def client(baton_dsn: str) -> AsyncIterator[Baton]:
     """One that inserts and reads, and runs nothing."""
@@ -101,7 +113,9 @@ async def test_insert_writes_all_or_nothing(client: Baton, baton_dsn: str) -> No
     assert set((await counts(baton_dsn)).values()) == {0}
 
 
-async def test_a_workflow_that_is_wrong_is_refused_before_anything_is_written(client: Baton, baton_dsn: str) -> None:
+async def test_a_workflow_that_is_wrong_is_refused_before_anything_is_written(
+    client: Baton, baton_dsn: str
+) -> None:
     cyclic = Workflow("cycle")
     cyclic.add("a", double.new(1), deps=["b"])
     cyclic.add("b", double.new(1), deps=["a"])
@@ -229,7 +243,9 @@ async def test_an_insert_in_the_callers_transaction_lives_and_dies_with_it(
         assert await value(baton_dsn, "SELECT count(*) FROM theirs") == 1
 
 
-async def test_an_insert_on_an_autocommit_connection_is_its_own_transaction(client: Baton, baton_dsn: str) -> None:
+async def test_an_insert_on_an_autocommit_connection_is_its_own_transaction(
+    client: Baton, baton_dsn: str
+) -> None:
     async with await AsyncConnection.connect(baton_dsn, autocommit=True) as conn:
         await client.insert(sums(), conn=conn)
         assert (await counts(baton_dsn))["workflows"] == 1
@@ -254,7 +270,9 @@ async def test_a_refused_insert_leaves_the_callers_transaction_usable(client: Ba
 
 
 @pytest.mark.parametrize("what", ["a string", "a number", "a synchronous connection"])
-async def test_what_is_no_connection_is_refused_and_left_alone(client: Baton, baton_dsn: str, what: str) -> None:
+async def test_what_is_no_connection_is_refused_and_left_alone(
+    client: Baton, baton_dsn: str, what: str
+) -> None:
     with psycopg.connect(baton_dsn) as synchronous:
         conn: Any = {"a string": "postgres://", "a number": 5, "a synchronous connection": synchronous}[what]
         with pytest.raises((InvalidOption, TypeError)):
@@ -336,7 +354,13 @@ async def test_status_shows_the_run_and_each_step_at_one_moment(client: Baton) -
         2,
     )
     a, b = status.steps
-    assert (a.name, a.state, a.function, a.queue, a.attempt) == ("a", "available", "tests.client.double", "default", 0)
+    assert (a.name, a.state, a.function, a.queue, a.attempt) == (
+        "a",
+        "available",
+        "tests.client.double",
+        "default",
+        0,
+    )
     assert (b.name, b.state, b.deps, b.waiting_on, b.has_result) == ("b", "held", ("a",), 1, False)
     assert (a.started_at, a.settled_at, a.seconds) == (None, None, None)
     assert abs((status.run.inserted_at - datetime.now(UTC)).total_seconds()) < 60
@@ -439,7 +463,9 @@ async def test_waiting_ends_at_its_timeout_and_leaves_no_lease(client: Baton, ba
 
 
 async def settle(dsn: str, state: str = "completed") -> None:
-    await value(dsn, "UPDATE oban_jobs SET state = %s::oban_job_state WHERE state = 'available' RETURNING 1", state)
+    await value(
+        dsn, "UPDATE oban_jobs SET state = %s::oban_job_state WHERE state = 'available' RETURNING 1", state
+    )
 
 
 async def test_who_waits_is_told_by_notification(baton_dsn: str) -> None:
@@ -625,7 +651,9 @@ async def test_more_plain_steps_run_at_once_after_their_queue_was_scaled_up(bato
 
 
 def test_a_baton_needs_a_database_and_says_how_to_give_it_one() -> None:
-    with pytest.raises(InvalidOption, match=r"Baton\('postgresql://...'\).*Baton\(oban=...\).*Baton\.local\(\)"):
+    with pytest.raises(
+        InvalidOption, match=r"Baton\('postgresql://...'\).*Baton\(oban=...\).*Baton\.local\(\)"
+    ):
         Baton()
 
 
@@ -686,7 +714,9 @@ async def test_a_start_that_fails_leaves_nothing_behind_and_may_be_repeated(bato
     await value(baton_dsn, "ALTER TABLE oban_jobs DISABLE TRIGGER baton_jobs_updated")
     baton_ = Baton(baton_dsn, queues={"default": 2})
     tasks = len(asyncio.all_tasks())
-    with pytest.raises(baton.errors.SchemaOutdated, match="missing the triggers baton_jobs_updated; run `baton migrate`"):
+    with pytest.raises(
+        baton.errors.SchemaOutdated, match="missing the triggers baton_jobs_updated; run `baton migrate`"
+    ):
         await baton_.start()
     await eventually(lambda: len(asyncio.all_tasks()) == tasks)
     await baton.migration.up(baton_dsn)

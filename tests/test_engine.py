@@ -3,9 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -19,10 +20,22 @@ import baton
 from baton import _store, migration
 from baton._engine import Outcome
 from tests.kit.engine import Steps, chain, claim, sqlstate_of
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 FUNCTIONS = dict(_store.functions())
 LATER = datetime.now(UTC) + timedelta(hours=1)
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @pytest.fixture
@@ -72,7 +85,9 @@ async def test_dependencies_that_settle_in_one_ack_are_counted_one_by_one(steps:
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
-async def test_two_dependencies_that_settle_at_once_release_their_dependent_once(steps: Steps, first: str) -> None:
+async def test_two_dependencies_that_settle_at_once_release_their_dependent_once(
+    steps: Steps, first: str
+) -> None:
     second = {"a": "b", "b": "a"}[first]
     await steps.insert({"a": [], "b": [], "join": ["a", "b"]})
     one, other = await steps.session(), await steps.session()
@@ -113,7 +128,9 @@ async def test_an_ack_writes_state_result_and_release_in_one_commit(steps: Steps
     assert stamps == 1
 
 
-async def test_a_backend_that_dies_in_the_middle_of_an_ack_leaves_neither_state_nor_result(steps: Steps) -> None:
+async def test_a_backend_that_dies_in_the_middle_of_an_ack_leaves_neither_state_nor_result(
+    steps: Steps,
+) -> None:
     workflow = await steps.insert({"a": [], "b": ["a"]})
     outcomes = await steps.start("a")
     ours = await steps.session()
@@ -165,8 +182,21 @@ async def test_a_snooze_and_a_retry_release_nothing(steps: Steps) -> None:
     snoozed, failed = await steps.start("a", "b")
     await steps.engine.ack(
         [
-            Outcome(snoozed.job_id, snoozed.attempted_at, "scheduled", attempt_change=-1, delay=60, meta='{"snoozed": 1}'),
-            Outcome(failed.job_id, failed.attempted_at, "retryable", delay=60, error={"attempt": 1, "error": "boom"}),
+            Outcome(
+                snoozed.job_id,
+                snoozed.attempted_at,
+                "scheduled",
+                attempt_change=-1,
+                delay=60,
+                meta='{"snoozed": 1}',
+            ),
+            Outcome(
+                failed.job_id,
+                failed.attempted_at,
+                "retryable",
+                delay=60,
+                error={"attempt": 1, "error": "boom"},
+            ),
         ]
     )
     assert await steps.states() == {"a": "scheduled", "b": "retryable", "join": "held"}
@@ -188,7 +218,9 @@ async def test_an_ack_brings_the_next_work_of_its_queue(steps: Steps) -> None:
 
 async def test_a_claim_takes_jobs_in_obans_order_and_no_more_than_asked(steps: Steps) -> None:
     for name, priority in (("low", 3), ("high", 0), ("middle", 1)):
-        await steps.run("INSERT INTO oban_jobs (worker, priority, tags) VALUES ('W', %s, ARRAY[%s])", priority, name)
+        await steps.run(
+            "INSERT INTO oban_jobs (worker, priority, tags) VALUES ('W', %s, ARRAY[%s])", priority, name
+        )
     done = await steps.engine.ack([], claim(demand=2))
     assert [job["tags"] for job in done.claimed] == [["high"], ["middle"]]
 
@@ -222,7 +254,9 @@ async def test_a_claimed_job_that_never_started_goes_back_with_its_attempt(steps
 
 async def test_an_error_in_the_ack_propagates_and_undoes_all_of_it(steps: Steps) -> None:
     workflow = await steps.insert({"a": [], "b": ["a"]})
-    await steps.run(f"ALTER TABLE workflows ADD CONSTRAINT broken CHECK (id <> '{workflow}' OR unsettled = 2)")
+    await steps.run(
+        f"ALTER TABLE workflows ADD CONSTRAINT broken CHECK (id <> '{workflow}' OR unsettled = 2)"
+    )
     outcomes = await steps.start("a")
     with pytest.raises(errors.CheckViolation):
         await steps.engine.ack(outcomes)
@@ -278,7 +312,9 @@ async def test_obans_retry_of_a_doomed_step_leaves_it_cancelled(steps: Steps) ->
 
 
 @pytest.mark.parametrize("state", ["available", "scheduled", "retryable", "executing"])
-async def test_a_held_steps_job_is_put_back_from_any_state_in_the_same_statement(steps: Steps, state: str) -> None:
+async def test_a_held_steps_job_is_put_back_from_any_state_in_the_same_statement(
+    steps: Steps, state: str
+) -> None:
     await steps.insert({"a": [], "b": ["a"]})
     await steps.run("UPDATE oban_jobs SET state = %s WHERE id = %s", state, await steps.job_id("b"))
     assert await steps.jobs() == {"a": "available", "b": "suspended"}
@@ -303,7 +339,9 @@ async def test_obans_rescue_makes_a_step_run_again_and_settles_an_exhausted_one(
     await steps.run("UPDATE oban_jobs SET max_attempts = 2 WHERE id = %s", await steps.job_id("a"))
     await steps.start("a", "x")
     oban = await steps.oban()
-    await steps.run("UPDATE oban_jobs SET attempted_at = attempted_at - interval '1 hour' WHERE attempted_at IS NOT NULL")
+    await steps.run(
+        "UPDATE oban_jobs SET attempted_at = attempted_at - interval '1 hour' WHERE attempted_at IS NOT NULL"
+    )
     assert await oban._query.rescue_jobs(60.0) == 2
     assert await steps.states() == {"a": "available", "x": "discarded", "b": "cancelled"}
 
@@ -322,7 +360,9 @@ async def test_obans_pruner_takes_nothing_from_a_running_workflow(steps: Steps) 
 
 async def test_obans_update_of_a_job_may_overwrite_its_meta_without_losing_the_step(steps: Steps) -> None:
     await steps.insert({"a": [], "b": ["a"]})
-    await (await steps.oban()).update_job(await steps.job_id("a"), {"meta": {}, "priority": 2, "worker": "Other"})
+    await (await steps.oban()).update_job(
+        await steps.job_id("a"), {"meta": {}, "priority": 2, "worker": "Other"}
+    )
     await steps.finish("a")
     assert await steps.states() == {"a": "completed", "b": "available"}
 
@@ -341,7 +381,9 @@ async def test_obans_staging_makes_a_scheduled_step_available_and_settles_nothin
     assert await steps.states() == {"a": "available", "b": "held"}
 
 
-async def test_a_dba_who_updates_a_thousand_jobs_at_once_is_followed_in_that_transaction(steps: Steps) -> None:
+async def test_a_dba_who_updates_a_thousand_jobs_at_once_is_followed_in_that_transaction(
+    steps: Steps,
+) -> None:
     await steps.insert({**{f"a{n}": [] for n in range(1000)}, "join": [f"a{n}" for n in range(1000)]})
     dba = await steps.session()
     await dba.execute("UPDATE oban_jobs SET state = 'completed' WHERE state = 'available'")
@@ -407,6 +449,19 @@ async def test_a_cancel_from_a_users_own_trigger_counts(steps: Steps) -> None:
     assert await steps.states() == {"a": "completed", "b": "cancelled", "c": "cancelled"}
 
 
+async def test_a_users_own_trigger_may_name_its_tables_without_their_schema(steps: Steps) -> None:
+    # As it may with Oban alone, whose statements run on the session's own search path.
+    await steps.run("CREATE TABLE history (job_id bigint)")
+    await steps.run(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO history VALUES (NEW.id); RETURN NEW; END $$"
+    )
+    await steps.run("CREATE TRIGGER note BEFORE UPDATE ON oban_jobs FOR EACH ROW EXECUTE FUNCTION note()")
+    await steps.run("INSERT INTO oban_jobs (worker) VALUES ('W')")
+    assert len((await steps.engine.ack([], claim())).claimed) == 1
+    assert await steps.value("SELECT count(*) FROM history") == 1
+
+
 async def test_plain_jobs_have_no_step_and_cost_the_trigger_nothing_but_a_look(steps: Steps) -> None:
     await steps.run("INSERT INTO oban_jobs (worker) SELECT 'W' FROM generate_series(1, 10)")
     oban = await steps.oban()
@@ -414,8 +469,15 @@ async def test_plain_jobs_have_no_step_and_cost_the_trigger_nothing_but_a_look(s
     done = await steps.engine.ack([], claim(demand=3))
     assert all(job["step"] is None for job in done.claimed)
     await steps.engine.ack(
-        [Outcome(job["id"], datetime.fromisoformat(job["attempted_at"]).replace(tzinfo=UTC), "completed", result="7")
-         for job in done.claimed]
+        [
+            Outcome(
+                job["id"],
+                datetime.fromisoformat(job["attempted_at"]).replace(tzinfo=UTC),
+                "completed",
+                result="7",
+            )
+            for job in done.claimed
+        ]
     )
     await oban.cancel_many_jobs(ids[3:5])
     await oban.retry_many_jobs(ids[:4])
@@ -453,7 +515,9 @@ async def test_a_chain_that_is_completed_by_hand_from_within_recurses_no_deeper_
 
 @pytest.mark.parametrize("state", ["cancelled", "discarded"])
 @pytest.mark.parametrize("flag", ["ignore_cancelled", "ignore_discarded"])
-async def test_a_dependent_goes_on_only_if_it_ignores_that_very_state(steps: Steps, state: str, flag: str) -> None:
+async def test_a_dependent_goes_on_only_if_it_ignores_that_very_state(
+    steps: Steps, state: str, flag: str
+) -> None:
     await steps.insert({"a": [], "b": ["a"]}, **{flag: ["b"]})
     await steps.finish("a", state=state)
     accepted = flag.endswith(state)
@@ -537,7 +601,9 @@ async def test_settling_a_step_that_has_settled_changes_nothing(steps: Steps) ->
     await steps.insert({"a": [], "b": ["a"]})
     await steps.finish("a", result='"kept"')
     id_ = (await steps.step("a"))["id"]
-    queues = await steps.value("SELECT baton_settle(ARRAY[%s::bigint], '{cancelled}', '{NULL}', '{late}')", id_)
+    queues = await steps.value(
+        "SELECT baton_settle(ARRAY[%s::bigint], '{cancelled}', '{NULL}', '{late}')", id_
+    )
     assert queues == []
     assert (await steps.step("a"))["result"] == {"value": "kept"}
     assert await steps.states() == {"a": "completed", "b": "available"}
@@ -616,14 +682,18 @@ async def test_sweeps_at_once_on_many_nodes_pay_each_debt_once(steps: Steps) -> 
     assert await steps.value("SELECT count(*) FROM oban_jobs WHERE state = 'available'") == 40
 
 
-async def test_obans_cancel_of_held_steps_and_acks_of_their_dependencies_do_not_deadlock(steps: Steps) -> None:
+async def test_obans_cancel_of_held_steps_and_acks_of_their_dependencies_do_not_deadlock(
+    steps: Steps,
+) -> None:
     oban = await steps.oban()
     for round_ in range(15):
         names = [f"{round_}-{n}" for n in range(4)]
         await steps.insert({names[0]: [], names[1]: [names[0]], names[2]: [names[0]], names[3]: names[1:3]})
         ids = [await steps.job_id(name) for name in names[1:]]
         outcomes = await steps.start(names[0])
-        await asyncio.gather(steps.engine.ack(outcomes), oban.cancel_many_jobs(ids), oban.retry_many_jobs(ids[::-1]))
+        await asyncio.gather(
+            steps.engine.ack(outcomes), oban.cancel_many_jobs(ids), oban.retry_many_jobs(ids[::-1])
+        )
     await steps.engine.sweep()
     deadlocks = await steps.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     assert deadlocks == 0
@@ -762,9 +832,14 @@ async def test_a_role_that_may_only_write_jobs_can_end_steps(steps: Steps, stran
     assert (await steps.states())["d"] == "cancelled"
 
 
-async def test_nobody_calls_the_engines_functions_without_a_grant(steps: Steps, stranger: AsyncConnection) -> None:
+async def test_nobody_calls_the_engines_functions_without_a_grant(
+    steps: Steps, stranger: AsyncConnection
+) -> None:
     assert await sqlstate_of(stranger, "SELECT baton_sweep('{}', '')") == "42501"
-    assert await sqlstate_of(stranger, "SELECT baton_settle('{1}', '{cancelled}', '{NULL}', '{NULL}')") == "42501"
+    assert (
+        await sqlstate_of(stranger, "SELECT baton_settle('{1}', '{cancelled}', '{NULL}', '{NULL}')")
+        == "42501"
+    )
     assert await sqlstate_of(stranger, "SELECT baton_give_back('{1}', '{now}')") == "42501"
 
 
@@ -778,9 +853,22 @@ async def test_a_strangers_search_path_does_not_change_what_the_functions_read(
     assert await steps.states() == {"a": "completed", "b": "available"}
 
 
-async def test_whatever_is_called_from_outside_has_its_owners_rights_and_a_fixed_search_path(steps: Steps) -> None:
-    entries = {"ack", "give_back", "insert", "store", "sweep", "on_jobs_updated", "on_jobs_deleted", "on_jobs_truncated"}
-    found = await steps.rows("SELECT proname, prosecdef, proconfig FROM pg_proc WHERE proname LIKE 'baton\\_%%'")
+async def test_whatever_is_called_from_outside_has_its_owners_rights_and_a_fixed_search_path(
+    steps: Steps,
+) -> None:
+    entries = {
+        "ack",
+        "give_back",
+        "insert",
+        "store",
+        "sweep",
+        "on_jobs_updated",
+        "on_jobs_deleted",
+        "on_jobs_truncated",
+    }
+    found = await steps.rows(
+        "SELECT proname, prosecdef, proconfig FROM pg_proc WHERE proname LIKE 'baton\\_%%'"
+    )
     assert {f"baton_{name}" for name in FUNCTIONS} == {name for name, _, _ in found}
     assert {name.removeprefix("baton_") for name, definer, _ in found if definer} == entries
     for name, definer, config in found:
@@ -796,7 +884,9 @@ def test_every_function_is_a_file_of_its_own_without_dynamic_sql_or_a_look_at_it
         assert not re.search(r"\bEXECUTE\b", code), name
 
 
-async def test_obans_type_and_tables_can_be_dropped_for_nothing_of_batons_depends_on_them(steps: Steps) -> None:
+async def test_obans_type_and_tables_can_be_dropped_for_nothing_of_batons_depends_on_them(
+    steps: Steps,
+) -> None:
     columns = await steps.rows(
         "SELECT table_name, column_name FROM information_schema.columns "
         "WHERE udt_name IN ('oban_job_state', '_oban_job_state') AND table_name LIKE 'workflow%%'"
@@ -821,7 +911,9 @@ async def test_there_is_one_trigger_for_each_event_and_none_for_columns(steps: S
     "how",
     ["DISABLE TRIGGER baton_jobs_updated", "ENABLE REPLICA TRIGGER baton_jobs_updated"],
 )
-async def test_a_trigger_that_was_turned_off_is_found_by_check_and_mended_by_up(steps: Steps, how: str) -> None:
+async def test_a_trigger_that_was_turned_off_is_found_by_check_and_mended_by_up(
+    steps: Steps, how: str
+) -> None:
     await steps.run(f"ALTER TABLE oban_jobs {how}")
     state = await migration.check(steps.dsn)
     assert not state.ready
@@ -841,7 +933,9 @@ async def test_illegal_rows_are_refused(steps: Steps) -> None:
         "doomed = true",
         "owed = true",
     ):
-        assert await sqlstate_of(steps.db, f"UPDATE workflow_nodes SET {change} WHERE name = 'b'") == "23514", change
+        assert (
+            await sqlstate_of(steps.db, f"UPDATE workflow_nodes SET {change} WHERE name = 'b'") == "23514"
+        ), change
     for change in ("unsettled = 3", "unsettled = -1", "unsettled = 0", "failed = 3", "outcome = 'completed'"):
         assert await sqlstate_of(steps.db, f"UPDATE workflows SET {change}") == "23514", change
     assert await sqlstate_of(steps.db, "INSERT INTO workflow_edges VALUES (1, 1)") == "23514"
@@ -877,7 +971,9 @@ async def listener(steps: Steps) -> AsyncConnection:
     return session
 
 
-async def test_nothing_is_notified_where_no_other_producer_listens(steps: Steps, listener: AsyncConnection) -> None:
+async def test_nothing_is_notified_where_no_other_producer_listens(
+    steps: Steps, listener: AsyncConnection
+) -> None:
     ours = uuid4()
     await steps.run(
         "INSERT INTO oban_producers (uuid, name, node, queue) VALUES (%s, 'Oban', 'n', 'default')", ours
@@ -895,7 +991,10 @@ async def test_another_nodes_queue_is_woken_once_for_each_queue_and_transaction(
         "INSERT INTO oban_producers (uuid, name, node, queue) SELECT gen_random_uuid(), 'Oban', 'n', q "
         "FROM unnest('{default,default,mail}'::text[]) AS q"
     )
-    await steps.insert({"a": [], **{f"b{n}": ["a"] for n in range(5)}, "m": ["a"], "q": ["a"]}, queues={"m": "mail", "q": "quiet"})
+    await steps.insert(
+        {"a": [], **{f"b{n}": ["a"] for n in range(5)}, "m": ["a"], "q": ["a"]},
+        queues={"m": "mail", "q": "quiet"},
+    )
     origin = steps.engine.origin
     assert await heard(listener) == [("public.oban_insert", {"queue": "default", "origin": origin})]
     await steps.finish("a")
@@ -905,9 +1004,13 @@ async def test_another_nodes_queue_is_woken_once_for_each_queue_and_transaction(
     ]
 
 
-async def test_a_release_by_a_plain_statement_wakes_every_node(steps: Steps, listener: AsyncConnection) -> None:
+async def test_a_release_by_a_plain_statement_wakes_every_node(
+    steps: Steps, listener: AsyncConnection
+) -> None:
     await steps.insert({"a": [], "b": ["a"]})
-    await steps.run("INSERT INTO oban_producers (uuid, name, node, queue) VALUES (gen_random_uuid(), 'Oban', 'n', 'default')")
+    await steps.run(
+        "INSERT INTO oban_producers (uuid, name, node, queue) VALUES (gen_random_uuid(), 'Oban', 'n', 'default')"
+    )
     await heard(listener)
     await steps.run("UPDATE oban_jobs SET state = 'completed' WHERE id = %s", await steps.job_id("a"))
     assert await heard(listener) == [("public.oban_insert", {"queue": "default", "origin": None})]
@@ -915,7 +1018,9 @@ async def test_a_release_by_a_plain_statement_wakes_every_node(steps: Steps, lis
 
 async def test_a_rolled_back_release_is_not_notified(steps: Steps, listener: AsyncConnection) -> None:
     await steps.insert({"a": [], "b": ["a"]})
-    await steps.run("INSERT INTO oban_producers (uuid, name, node, queue) VALUES (gen_random_uuid(), 'Oban', 'n', 'default')")
+    await steps.run(
+        "INSERT INTO oban_producers (uuid, name, node, queue) VALUES (gen_random_uuid(), 'Oban', 'n', 'default')"
+    )
     await heard(listener)
     dba = await steps.session()
     await dba.execute("UPDATE oban_jobs SET state = 'completed' WHERE state = 'available'")
@@ -923,34 +1028,49 @@ async def test_a_rolled_back_release_is_not_notified(steps: Steps, listener: Asy
     assert await heard(listener) == []
 
 
-async def test_what_settles_is_notified_to_topics_with_a_live_lease_alone(steps: Steps, listener: AsyncConnection) -> None:
+async def test_what_settles_is_notified_to_topics_with_a_live_lease_alone(
+    steps: Steps, listener: AsyncConnection
+) -> None:
     quiet, watched, awaited = [await steps.insert({name: [], f"{name}2": [name]}) for name in ("q", "w", "f")]
-    lease = "INSERT INTO workflow_subscribers VALUES (%s, gen_random_uuid(), now() + %s * interval '1 second')"
+    lease = (
+        "INSERT INTO workflow_subscribers VALUES (%s, gen_random_uuid(), now() + %s * interval '1 second')"
+    )
     await steps.run(lease, f"workflow:{quiet}", -1)
     await steps.run(lease, f"workflow:{watched}", 60)
     await steps.run(lease, f"finished:{awaited}", 60)
     await steps.finish("q", "w", "f")
     assert await heard(listener) == [("public.oban_workflow", {"id": str(watched)})]
     await steps.finish("q2", "w2", "f2")
-    assert sorted(str(payload["id"]) for _, payload in await heard(listener)) == sorted([str(watched), str(awaited)])
+    assert sorted(str(payload["id"]) for _, payload in await heard(listener)) == sorted(
+        [str(watched), str(awaited)]
+    )
 
 
 # --- store -------------------------------------------------------------------------------------------
 
 
-async def test_a_value_is_stored_in_its_own_commit_and_only_by_the_attempt_that_holds_the_job(steps: Steps) -> None:
+async def test_a_value_is_stored_in_its_own_commit_and_only_by_the_attempt_that_holds_the_job(
+    steps: Steps,
+) -> None:
     await steps.insert({"a": []})
     (first,) = await steps.start("a")
     assert await steps.engine.store(first.job_id, first.attempted_at, "", '"kept"')
     assert await steps.engine.store(first.job_id, first.attempted_at, "", '"later"'), "the first value stays"
     await steps.run("UPDATE oban_jobs SET state = 'available' WHERE id = %s", first.job_id)
     assert not await steps.engine.store(first.job_id, first.attempted_at, "", '"late"')
-    assert await steps.rows("SELECT key, value, attempt FROM workflow_checkpoints") == [("", {"value": "kept"}, 1)]
+    assert await steps.rows("SELECT key, value, attempt FROM workflow_checkpoints") == [
+        ("", {"value": "kept"}, 1)
+    ]
     (job,) = (await steps.engine.ack([], claim())).claimed
     assert job["step"]["stored"] == {"value": "kept"}
 
 
 # --- the files ---------------------------------------------------------------------------------------
+
+
+async def test_there_is_no_table_of_costs_yet_so_none_of_them_can_be_wrong(steps: Steps) -> None:
+    # When there is one, the promise that an unknown cost is null needs a test of its own.
+    assert await steps.value("SELECT to_regclass('workflow_step_stats')") is None
 
 
 def test_every_statement_says_first_what_it_is() -> None:

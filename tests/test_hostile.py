@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -18,7 +18,19 @@ from baton import Baton, Workflow, step
 from baton.errors import DefinitionError, InvalidArgument, InvalidName
 from baton.run import Run
 from tests.kit.hostile import LEGAL, NAMES, VALUES, Broken
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @step(name="tests.hostile.good")
@@ -65,12 +77,16 @@ def returns_plain(what: str) -> Any:
 
 
 @pytest.mark.parametrize("function", [returns, returns_plain], ids=["async", "plain"])
-async def test_a_result_that_cannot_be_stored_fails_its_step_and_no_other(baton_dsn: str, function: Any) -> None:
+async def test_a_result_that_cannot_be_stored_fails_its_step_and_no_other(
+    baton_dsn: str, function: Any
+) -> None:
     steps = numbered(VALUES)
     async with beside_good_jobs(baton_dsn, {name: function.new(what) for name, what in steps.items()}) as run:
         assert await run.wait(timeout=30) == "failed"
         status = await run.status()
-        assert {steps[name]: str(status.step(name).state) for name in steps} == dict.fromkeys(VALUES, "discarded")
+        assert {steps[name]: str(status.step(name).state) for name in steps} == dict.fromkeys(
+            VALUES, "discarded"
+        )
         for name, what in steps.items():
             assert "result" in str(status.step(name).error), what
 
@@ -193,7 +209,9 @@ async def test_a_cancel_with_a_hostile_reason_ends_its_step(baton_dsn: str) -> N
     jobs = {name: cancels.with_options(max_attempts=1).new(what) for name, what in steps.items()}
     async with beside_good_jobs(baton_dsn, jobs) as run:
         assert await run.wait(timeout=20) == "failed"
-        found = {steps[step.name]: str(step.state) for step in (await run.status()).steps if step.name in steps}
+        found = {
+            steps[step.name]: str(step.state) for step in (await run.status()).steps if step.name in steps
+        }
         assert found == {
             "NUL": "cancelled",
             "surrogate": "cancelled",
@@ -205,7 +223,10 @@ async def test_a_cancel_with_a_hostile_reason_ends_its_step(baton_dsn: str) -> N
 
 
 async def test_errors_of_ordinary_jobs_are_stored_as_well(baton_dsn: str) -> None:
-    async with beside_good_jobs(baton_dsn, {}) as run, await psycopg.AsyncConnection.connect(baton_dsn) as conn:
+    async with (
+        beside_good_jobs(baton_dsn, {}) as run,
+        await psycopg.AsyncConnection.connect(baton_dsn) as conn,
+    ):
         await run.wait(timeout=10)
         await conn.execute(
             "INSERT INTO oban_jobs (worker, args, max_attempts) "
@@ -216,7 +237,9 @@ async def test_errors_of_ordinary_jobs_are_stored_as_well(baton_dsn: str) -> Non
         await conn.commit()
 
         async def discarded() -> bool:
-            row = await (await conn.execute("SELECT count(*) FROM oban_jobs WHERE state = 'discarded'")).fetchone()
+            row = await (
+                await conn.execute("SELECT count(*) FROM oban_jobs WHERE state = 'discarded'")
+            ).fetchone()
             return row == (len(ERRORS),)
 
         await eventually(discarded)
@@ -261,8 +284,12 @@ async def test_a_hostile_snooze_is_a_snooze_or_a_failure_and_nothing_else_suffer
         seen: set[str] = set()
         await eventually(all_written)
         found = {steps[s.name]: str(s.state) for s in (await run.status()).steps if s.name in steps}
-        assert {found[what] for what in ("text", "None", "object", "Baton's NaN") if what != "None"} == {"discarded"}
-        assert found["huge"] == found["infinity"] == found["meta NUL"] == found["meta surrogate"] == "scheduled"
+        assert {found[what] for what in ("text", "None", "object", "Baton's NaN") if what != "None"} == {
+            "discarded"
+        }
+        assert (
+            found["huge"] == found["infinity"] == found["meta NUL"] == found["meta surrogate"] == "scheduled"
+        )
 
 
 # --- names -------------------------------------------------------------------------------------------
@@ -329,7 +356,9 @@ ROWS = {
 
 
 @pytest.mark.parametrize("what", ROWS)
-async def test_a_row_that_nobody_expects_does_not_keep_its_neighbours_from_running(baton_dsn: str, what: str) -> None:
+async def test_a_row_that_nobody_expects_does_not_keep_its_neighbours_from_running(
+    baton_dsn: str, what: str
+) -> None:
     Plain.ran.clear()
     async with await psycopg.AsyncConnection.connect(baton_dsn) as conn:
         await conn.execute(INSERT.format(*ROWS[what]).encode())
@@ -358,7 +387,9 @@ async def test_an_ordinary_jobs_big_numbers_arrive_as_with_oban_alone(baton_dsn:
     assert Plain.ran == [({"n": 100000000000000000000001}, 0)]
 
 
-@pytest.mark.parametrize("change", ["meta = '[1]'", "args = '[1]'", "args = '{}'", "tags = ARRAY[NULL]::text[]"])
+@pytest.mark.parametrize(
+    "change", ["meta = '[1]'", "args = '[1]'", "args = '{}'", "tags = ARRAY[NULL]::text[]"]
+)
 async def test_a_step_whose_job_was_tampered_with_does_not_keep_others_from_running(
     baton_dsn: str, change: str
 ) -> None:
@@ -393,7 +424,9 @@ async def test_a_workflow_that_cannot_be_settled_does_not_stop_the_queue(baton_d
         workflow.add("bad", good.new(1))
         run_id = (await inserter.insert(workflow)).id
     async with await psycopg.AsyncConnection.connect(baton_dsn, autocommit=True) as conn:
-        await conn.execute(f"ALTER TABLE workflows ADD CONSTRAINT broken CHECK (id <> '{run_id}' OR unsettled = 1)".encode())
+        await conn.execute(
+            f"ALTER TABLE workflows ADD CONSTRAINT broken CHECK (id <> '{run_id}' OR unsettled = 1)".encode()
+        )
         async with beside_good_jobs(baton_dsn, {}):
             pass
 

@@ -70,7 +70,13 @@ async def test_up_on_an_empty_database_installs_oban_and_baton_and_says_which_ve
     await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     assert await migration.up(baton_dsn) == [m.version for m in _store.migrations()]
     state = await migration.check(baton_dsn)
-    assert (state.ready, state.oban, state.version, state.wanted, state.current) == (True, True, LATEST, LATEST, True)
+    assert (state.ready, state.oban, state.version, state.wanted, state.current) == (
+        True,
+        True,
+        LATEST,
+        LATEST,
+        True,
+    )
     assert state.missing_triggers == ()
     recorded = await rows(db, "SELECT version, name FROM workflow_migrations WHERE version > 0 ORDER BY 1")
     assert recorded == [(m.version, m.name) for m in _store.migrations()]
@@ -89,7 +95,10 @@ async def test_up_again_does_nothing(baton_dsn: str, db: AsyncConnection) -> Non
     run = (await testing.run(simple(), dsn=baton_dsn)).run
     before = await rows(db, "SELECT oid, xmin::text FROM pg_proc WHERE proname LIKE 'baton%%' ORDER BY 1")
     assert await migration.up(baton_dsn) == []
-    assert await rows(db, "SELECT oid, xmin::text FROM pg_proc WHERE proname LIKE 'baton%%' ORDER BY 1") == before
+    assert (
+        await rows(db, "SELECT oid, xmin::text FROM pg_proc WHERE proname LIKE 'baton%%' ORDER BY 1")
+        == before
+    )
     assert str((await rows(db, "SELECT id FROM workflows"))[0][0]) == run.id
 
 
@@ -106,7 +115,9 @@ async def test_up_that_fails_half_way_leaves_the_schema_as_it_was(
     await db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     complete = migration.sql
     with monkeypatch.context() as broken:
-        broken.setattr(migration, "sql", lambda *args, **options: complete(*args, **options) + "\nSELECT 1/0;")
+        broken.setattr(
+            migration, "sql", lambda *args, **options: complete(*args, **options) + "\nSELECT 1/0;"
+        )
         with pytest.raises(errors.DivisionByZero):
             await migration.up(baton_dsn)
     assert await rows(db, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
@@ -129,7 +140,9 @@ async def test_any_schema_will_do_and_several_live_side_by_side(
     assert (await migration.check(baton_dsn)).ready, "the other one stays"
 
 
-@pytest.mark.parametrize("prefix", ["", "Upper", "a-b", "1a", 'a"b', "a b", "a" * 41, "public; DROP TABLE x", "é"])
+@pytest.mark.parametrize(
+    "prefix", ["", "Upper", "a-b", "1a", 'a"b', "a b", "a" * 41, "public; DROP TABLE x", "é"]
+)
 async def test_what_is_no_plain_schema_name_is_refused(prefix: str) -> None:
     for refused in (migration.up, migration.down, migration.check):
         with pytest.raises(InvalidOption, match="is not a schema Baton can use"):
@@ -157,7 +170,9 @@ async def test_tables_of_our_names_that_we_did_not_create_are_refused_and_left_a
     with pytest.raises(SchemaConflict):
         await migration.down(baton_dsn, prefix="theirs")
     assert await rows(db, f"SELECT x FROM theirs.{table}") == [(1,)]
-    assert await rows(db, "SELECT count(*) FROM pg_class WHERE relnamespace = 'theirs'::regnamespace") == [(1,)]
+    assert await rows(db, "SELECT count(*) FROM pg_class WHERE relnamespace = 'theirs'::regnamespace") == [
+        (1,)
+    ]
 
 
 # --- functions and triggers ----------------------------------------------------------------------------
@@ -165,7 +180,9 @@ async def test_tables_of_our_names_that_we_did_not_create_are_refused_and_left_a
 
 async def test_functions_of_another_build_are_replaced(baton_dsn: str, db: AsyncConnection) -> None:
     await db.execute("UPDATE workflow_migrations SET name = 'another build' WHERE version = 0")
-    await db.execute("CREATE OR REPLACE FUNCTION baton_cancel_jobs(p_ids bigint[]) RETURNS void LANGUAGE sql AS ''")
+    await db.execute(
+        "CREATE OR REPLACE FUNCTION baton_cancel_jobs(p_ids bigint[]) RETURNS void LANGUAGE sql AS ''"
+    )
     state = await migration.check(baton_dsn)
     assert (state.ready, state.current, state.version) == (False, False, LATEST)
     with pytest.raises(SchemaOutdated, match="functions are of another build; run `baton migrate`"):
@@ -209,8 +226,12 @@ async def test_a_trigger_that_is_gone_is_found_and_made_again(
     assert (await migration.check(baton_dsn)).ready
 
 
-async def test_triggers_and_tables_come_back_after_oban_was_reinstalled(baton_dsn: str, db: AsyncConnection) -> None:
-    await db.execute("DROP TABLE oban_jobs, oban_producers, oban_leaders CASCADE; DROP TYPE oban_job_state CASCADE")
+async def test_triggers_and_tables_come_back_after_oban_was_reinstalled(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    await db.execute(
+        "DROP TABLE oban_jobs, oban_producers, oban_leaders CASCADE; DROP TYPE oban_job_state CASCADE"
+    )
     assert not (await migration.check(baton_dsn)).ready
     await migration.up(baton_dsn)
     assert (await migration.check(baton_dsn)).ready
@@ -224,7 +245,9 @@ async def test_up_asks_for_the_job_table_again_and_again_while_a_transaction_hol
     baton_dsn: str, db: AsyncConnection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(migration, "_LOCK_TIMEOUT", "50ms")
-    await db.execute("DROP TRIGGER baton_jobs_updated ON oban_jobs; INSERT INTO oban_jobs (worker) VALUES ('W')")
+    await db.execute(
+        "DROP TRIGGER baton_jobs_updated ON oban_jobs; INSERT INTO oban_jobs (worker) VALUES ('W')"
+    )
     with caplog.at_level(logging.WARNING, "baton.migration"):
         async with await AsyncConnection.connect(baton_dsn) as busy:
             await busy.execute("UPDATE oban_jobs SET priority = 1")
@@ -306,7 +329,9 @@ async def test_down_removes_all_of_baton_and_nothing_of_oban(baton_dsn: str, db:
 
 
 async def test_down_where_oban_is_gone_still_removes_baton(baton_dsn: str, db: AsyncConnection) -> None:
-    await db.execute("DROP TABLE oban_jobs, oban_producers, oban_leaders CASCADE; DROP TYPE oban_job_state CASCADE")
+    await db.execute(
+        "DROP TABLE oban_jobs, oban_producers, oban_leaders CASCADE; DROP TYPE oban_job_state CASCADE"
+    )
     await migration.down(baton_dsn)
     assert await rows(db, "SELECT proname FROM pg_proc WHERE proname LIKE 'baton%%'") == []
 
@@ -321,8 +346,12 @@ async def test_check_changes_nothing(baton_dsn: str, db: AsyncConnection) -> Non
     assert await rows(db, "SELECT 1 FROM pg_namespace WHERE nspname = 'nowhere'") == []
 
 
-@pytest.mark.parametrize(("prefix", "command"), [("public", "`baton migrate`"), ("x", "`baton migrate --prefix x`")])
-async def test_a_start_without_the_schema_names_the_command(baton_dsn: str, prefix: str, command: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "command"), [("public", "`baton migrate`"), ("x", "`baton migrate --prefix x`")]
+)
+async def test_a_start_without_the_schema_names_the_command(
+    baton_dsn: str, prefix: str, command: str
+) -> None:
     await migration.down(baton_dsn, prefix=prefix)
     with pytest.raises(SchemaMissing) as missing:
         await Baton(baton_dsn, prefix=prefix).start()

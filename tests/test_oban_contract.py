@@ -4,7 +4,7 @@ import ast
 import asyncio
 import hashlib
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -31,9 +31,21 @@ import baton
 from baton import Baton, Workflow, step, testing
 from baton import _oban as seam_module
 from baton._engine import Engine
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 SOURCE = Path(baton.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @pytest.fixture
@@ -102,8 +114,14 @@ def test_a_signature_is_as_it_was(function: Any) -> None:
 
 
 def test_extensions_are_kept_by_name_and_called_with_what_they_are_given() -> None:
-    assert str(inspect.signature(oban._extensions.get_ext)) == "(name: str, default: collections.abc.Callable) -> collections.abc.Callable"
-    assert str(inspect.signature(oban._extensions.put_ext)) == "(name: str, func: collections.abc.Callable) -> None"
+    assert (
+        str(inspect.signature(oban._extensions.get_ext))
+        == "(name: str, default: collections.abc.Callable) -> collections.abc.Callable"
+    )
+    assert (
+        str(inspect.signature(oban._extensions.put_ext))
+        == "(name: str, func: collections.abc.Callable) -> None"
+    )
     assert str(inspect.signature(oban._extensions.use_ext)) == (
         "(name: str, default: collections.abc.Callable, /, *args, **kwargs) -> Any"
     )
@@ -163,7 +181,11 @@ def private_attributes() -> set[str]:
                 own.add(node.name)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 own.add(node.id)
-            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr.startswith("_")
+                and not node.attr.startswith("__")
+            ):
                 mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
                 if mine:
                     own.add(node.attr)
@@ -215,7 +237,9 @@ def test_obans_statements_are_those_that_were_read() -> None:
         for entry in files("oban.queries").iterdir()
         if entry.name.endswith(".sql")
     }
-    assert found == STATEMENTS, "a statement changed: read it, see what the triggers make of it, then record it here"
+    assert found == STATEMENTS, (
+        "a statement changed: read it, see what the triggers make of it, then record it here"
+    )
 
 
 # --- the job table -----------------------------------------------------------------------------------
@@ -260,7 +284,9 @@ async def test_the_job_table_is_as_the_engine_expects(db: AsyncConnection) -> No
         "queue_length",
         "worker_length",
     ]
-    states = await one(db, "SELECT array_agg(s::text ORDER BY s::text) FROM unnest(enum_range(NULL::oban_job_state)) AS s")
+    states = await one(
+        db, "SELECT array_agg(s::text ORDER BY s::text) FROM unnest(enum_range(NULL::oban_job_state)) AS s"
+    )
     assert states == [
         "available",
         "cancelled",
@@ -272,7 +298,8 @@ async def test_the_job_table_is_as_the_engine_expects(db: AsyncConnection) -> No
         "suspended",
     ]
     index = await one(
-        db, "SELECT indexdef FROM pg_indexes WHERE indexname = 'oban_jobs_state_queue_priority_scheduled_at_id_index'"
+        db,
+        "SELECT indexdef FROM pg_indexes WHERE indexname = 'oban_jobs_state_queue_priority_scheduled_at_id_index'",
     )
     assert "(state, queue, priority, scheduled_at, id)" in index
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,20 @@ from baton.errors import (
 )
 from baton.run import Run
 from baton.testing import Finished
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
+
 
 async def finish(dsn: str, job: Any, **options: Any) -> Finished:
     """Run a workflow of one step, which is called `it`."""
@@ -213,11 +226,15 @@ async def test_an_ordinary_job_has_no_context_and_no_results(baton_dsn: str) -> 
 
 async def job_state(dsn: str, job_id: int | None, state: str) -> bool:
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
-        row = await (await conn.execute("SELECT state::text FROM oban_jobs WHERE id = %s", (job_id,))).fetchone()
+        row = await (
+            await conn.execute("SELECT state::text FROM oban_jobs WHERE id = %s", (job_id,))
+        ).fetchone()
     return row == (state,)
 
 
-async def test_log_records_carry_workflow_step_and_attempt(baton_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_records_carry_workflow_step_and_attempt(
+    baton_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.handler.addFilter(fields := StepLogFilter())
 
     @step
@@ -321,7 +338,11 @@ async def test_whatever_a_step_raises_is_an_outcome_and_the_worker_lives_on(bato
         status = await run.status()
         assert {step.name for step in status.steps if step.state != "discarded"} == set()
         assert [step.name for step in status.steps if not step.error] == []
-        for what, said in (("SystemExit", "raised SystemExit: 3"), ("Unspeakable", "Unspeakable"), ("ValueError", "boom")):
+        for what, said in (
+            ("SystemExit", "raised SystemExit: 3"),
+            ("Unspeakable", "Unspeakable"),
+            ("ValueError", "boom"),
+        ):
             for how in ("async", "plain", "class"):
                 assert said in str(status.step(f"{what}-{how}").error), f"{what}-{how}"
         after = await insert(baton_, it=one.new())
@@ -369,7 +390,9 @@ async def test_result_raises_what_became_of_the_step_with_the_evidence(baton_dsn
         workflow.add("fails", raise_plain.new("ValueError"))
         workflow.add("doomed", one.new(), deps=["fails"])
         run = await baton_.insert(workflow)
-        with pytest.raises(StepFailed, match=r"'fails' was discarded after 1 of 1 attempts: ValueError: boom") as failed:
+        with pytest.raises(
+            StepFailed, match=r"'fails' was discarded after 1 of 1 attempts: ValueError: boom"
+        ) as failed:
             await run.result("fails", timeout=10)
         assert failed.value.step == "fails"
         assert "Traceback" in str(failed.value.error)
@@ -552,7 +575,9 @@ async def test_a_broken_backoff_costs_neither_the_step_nor_its_queue(
 ) -> None:
     object.__setattr__(backs_off.options, "backoff", BACKOFFS[how])
     async with working(baton_dsn, queues={"default": 1}) as baton_:
-        run = await insert(baton_, function=backs_off.new(how), worker=BacksOff.new({"how": how}), good=one.new())
+        run = await insert(
+            baton_, function=backs_off.new(how), worker=BacksOff.new({"how": how}), good=one.new()
+        )
         assert await run.result("good", timeout=5) == 1
 
         async def settled() -> bool:
@@ -603,7 +628,9 @@ async def test_a_timeout_error_of_the_steps_own_is_an_ordinary_failure(baton_dsn
     assert "StepTimeout" not in str((await finish(baton_dsn, own_timeout.new())).errors["it"])
 
 
-async def test_a_plain_step_that_takes_too_long_is_told_and_keeps_its_slot_until_it_returns(baton_dsn: str) -> None:
+async def test_a_plain_step_that_takes_too_long_is_told_and_keeps_its_slot_until_it_returns(
+    baton_dsn: str,
+) -> None:
     let_go = threading.Event()
     told = threading.Event()
     others = []
@@ -633,7 +660,9 @@ async def test_a_plain_step_that_takes_too_long_is_told_and_keeps_its_slot_until
     assert others == [True]
 
 
-async def test_threads_that_go_on_count_against_the_limit_although_the_step_is_tried_again(baton_dsn: str) -> None:
+async def test_threads_that_go_on_count_against_the_limit_although_the_step_is_tried_again(
+    baton_dsn: str,
+) -> None:
     let_go = threading.Event()
     at_once = []
     running = threading.Semaphore(0)
@@ -667,7 +696,9 @@ async def test_threads_that_go_on_count_against_the_limit_although_the_step_is_t
             other = await insert(baton_, a=counts.new(), b=counts.new())
 
             async def second_attempt_written() -> bool:
-                return (await run.status()).step("it").attempt == 2 and (await states(run))["it"] != "executing"
+                return (await run.status()).step("it").attempt == 2 and (await states(run))[
+                    "it"
+                ] != "executing"
 
             await eventually(second_attempt_written)
             assert max(at_once) == 2, "more threads than the queue's limit"
@@ -692,7 +723,9 @@ async def test_steps_run_by_priority_on_their_own_queues_and_not_before_their_ti
         workflow = Workflow("order")
         workflow.add("low", notes.with_options(priority=9).new("low"))
         workflow.add("elsewhere", notes.with_options(queue="elsewhere").new("elsewhere"))
-        workflow.add("later", notes.with_options(scheduled_at=datetime.now(UTC) + timedelta(hours=1)).new("later"))
+        workflow.add(
+            "later", notes.with_options(scheduled_at=datetime.now(UTC) + timedelta(hours=1)).new("later")
+        )
         workflow.add("high", notes.with_options(priority=0).new("high"))
         workflow.add("middle", notes.with_options(priority=4).new("middle"))
         run_id = (await inserter.insert(workflow)).id
@@ -796,7 +829,9 @@ async def test_a_step_of_a_script_says_that_only_its_own_process_can_run_it(
 # --- results -------------------------------------------------------------------------------------------
 
 
-async def test_results_are_read_from_dependencies_and_each_way_to_miss_has_its_own_error(baton_dsn: str) -> None:
+async def test_results_are_read_from_dependencies_and_each_way_to_miss_has_its_own_error(
+    baton_dsn: str,
+) -> None:
     seen: dict[str, Any] = {}
 
     @step(name="tests.reads")
@@ -905,7 +940,9 @@ async def test_a_step_that_stored_its_result_and_crashed_is_not_run_again(baton_
 
         async def stored() -> bool:
             async with await psycopg.AsyncConnection.connect(baton_dsn) as conn:
-                return (await (await conn.execute("SELECT 1 FROM workflow_checkpoints")).fetchone()) is not None
+                return (
+                    await (await conn.execute("SELECT 1 FROM workflow_checkpoints")).fetchone()
+                ) is not None
 
         await eventually(stored)
     async with working(baton_dsn) as baton_:

@@ -64,7 +64,7 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         queue_name(self.queue)
-        _check_int("max_attempts", self.max_attempts, 1, 2**31 - 1)
+        _check_int("max_attempts", self.max_attempts, 1, 32_767)
         _check_int("priority", self.priority, 0, 9)
         if self.timeout is not None and not (_is_number(self.timeout) and 0 < self.timeout < math.inf):
             raise InvalidOption(

@@ -75,7 +75,7 @@ class Acked:
     acked: list[int]
     queues: list[str]
     owed: bool
-    claimed: list[dict[str, Any]]
+    claimed: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Inserted:
 
 
 _ACK = (
-    "SELECT acked, queues, owed, claimed::text FROM /* schema */baton_ack("
+    "SELECT acked, queues, owed, claimed FROM /* schema */baton_ack("
     "%s::jsonb, %s::text[], %s::text, %s::integer, %s::text, %s::uuid, %s::uuid[], %s::text)"
 )
 _INSERT = (
@@ -135,6 +135,7 @@ class Engine:
                         kwargs={
                             "connect_timeout": 10,
                             "keepalives_idle": 30,
+                            "tcp_user_timeout": 30_000,
                             "application_name": "baton engine",
                             **self._kwargs,
                             "autocommit": True,
@@ -179,7 +180,7 @@ class Engine:
             ).fetchone()
         assert row is not None
         acked, queues, owed, claimed = row
-        return Acked(acked, queues, owed, orjson.loads(claimed) if claimed else [])
+        return Acked(acked, queues, owed, claimed or [])
 
     async def give_back(self, jobs: Sequence[tuple[int, datetime]]) -> None:
         """Return claimed jobs that never started, with their attempt."""
@@ -215,6 +216,27 @@ class Engine:
             ).fetchone()
         assert row is not None
         return list(row[0])
+
+    async def missing_triggers(self) -> list[str]:
+        """Triggers on the job table that are absent or disabled."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            rows = await (await conn.execute(_store.load("read_missing_triggers", self.prefix))).fetchall()
+        return [name for (name,) in rows]
+
+    async def reconcile(self) -> int:
+        """Make steps follow jobs that changed while no trigger was looking; returns how many there were."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (await conn.execute(self._sql("SELECT /* schema */baton_reconcile()"))).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def reset(self) -> None:
+        """Forget every workflow."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            await conn.execute(_store.load("reset", self.prefix))
 
     async def store(self, job_id: int, attempted_at: datetime, key: str, value: str) -> bool:
         """Keep a value before the ack; False when the attempt no longer holds its job."""

@@ -5,9 +5,10 @@ passes everything else on to whoever filled it before.
 """
 
 import asyncio
+import json
 import logging
 import random
-import traceback
+import re
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as ThreadPool
@@ -17,180 +18,35 @@ from uuid import UUID
 
 import psycopg
 from oban import Oban
-from oban._backoff import jittery_clamped
-from oban._executor import AckAction, Executor
+from oban._executor import AckAction
 from oban._extensions import get_ext, put_ext, use_ext
 from oban._producer import Producer
 from oban._producer import _get_jobs as oban_get_jobs
 from oban._query import Query
 from oban._query import _ack_jobs as oban_ack_jobs
+from oban._query import _reset as oban_reset
 from oban.job import Job
 
 from baton import _step
 from baton._codec import clean_text, encode
+from baton._dispatch import Dispatcher, seconds_of
 from baton._engine import Acked, Claim, Engine, Outcome
-from baton._outcomes import Cancel, Snooze
-from baton.errors import InvalidResult
+from baton.errors import InvalidOption, InvalidResult
 
 logger = logging.getLogger("baton.engine")
 
 # SQLSTATE classes that say "not these values": data, constraints, limits, raised by a function. Any other error may pass, be it
 # because the server restarts or because somebody is in the middle of a migration, and an outcome waits for that.
 _REFUSED = ("21", "22", "23", "54", "P0")
-_TRIES_WHILE_STOPPING = 5
-_LARGEST_DELAY = 2**31 - 1
+# A statement that takes longer is cancelled and sent again, which changes nothing if it had come through: a lock held by
+# somebody else, a connection that is half open. While stopping, outcomes that cannot be written are given up after a while.
+_CALL_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+_CHECK_EVERY = 60.0
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
 
 _seams: weakref.WeakKeyDictionary[Query, "Seam"] = weakref.WeakKeyDictionary()
-
-
-class StepExecutor(Executor):
-    """Oban's executor, for which every BaseException is an outcome and nothing in the recording of one raises."""
-
-    # Oban sets them to None first and has no annotations, so a checker takes None for their type.
-    action: AckAction | None  # type: ignore[assignment]
-    result: Any
-    _traceback: str | None  # type: ignore[assignment]
-    given_back = False
-
-    def __init__(self, job: Job, stopping: Callable[[], bool]) -> None:
-        super().__init__(job=job, safe=True)
-        self._stopping = stopping
-
-    async def _process(self) -> None:
-        try:
-            await super()._process()
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                if self._stopping():
-                    # The queue's own doing, at the end of its grace: the attempt does not count.
-                    self.given_back = True
-                    raise
-                # The step cancelled the task it runs in.
-                while task.uncancel():
-                    pass
-            self._fail(error)
-        if isinstance(self.result, (Snooze, Cancel)):
-            # Raised, it is still no error: Oban would store where it came from instead of its reason.
-            self._traceback = None
-        elif isinstance(self.result, Exception):
-            self._fail(self.result)
-
-    def _fail(self, error: BaseException) -> None:
-        self.result = _step.as_exception(error)
-        self._traceback = "".join(traceback.format_exception(error))
-
-    def _record_stopped(self) -> None:
-        try:
-            super()._record_stopped()
-            assert self.action is not None
-            _delay(self.action.schedule_in)
-        except Exception as error:
-            # A snooze whose seconds are no number, a hook of somebody else's: the attempt fails, the queue goes on.
-            self._fail(error)
-            last = self.job.attempt >= self.job.max_attempts
-            self.action = AckAction(
-                job=self.job,
-                state="discarded" if last else "retryable",
-                error=self._format_error(error),
-                schedule_in=None if last else self._retry_backoff(),
-            )
-
-    def _report_stopped(self) -> None:
-        if self.status in ("retryable", "discarded") and not isinstance(self.result, BaseException):
-            # A result that was refused: report the refusal. The value's own text may raise, or have no end.
-            assert self.action is not None
-            self.result = InvalidResult(str((self.action.error or {}).get("error")))
-        super()._report_stopped()
-
-    def _retry_backoff(self) -> int:
-        try:
-            seconds = super()._retry_backoff()
-            float(seconds)
-            return seconds
-        except Exception:
-            logger.warning("backoff of %s is broken; Oban's default is used", self.job.worker, exc_info=True)
-            return jittery_clamped(self.job.attempt, self.job.max_attempts)
-
-
-class Dispatcher:
-    """Runs claimed jobs, Baton's and plain ones alike: a job that ran always leaves an ack."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._hurried = False
-
-    async def start(self) -> None:
-        """Nothing to start: tasks begin with their jobs."""
-
-    async def stop(self) -> None:
-        """Wait until cancelled jobs have let go."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
-
-    def hurry(self) -> None:
-        """Cancel what runs, and wait for no thread of it."""
-        self._hurried = True
-        for task in self._tasks:
-            task.cancel()
-
-    def dispatch(self, producer: Producer, job: Job) -> "asyncio.Task[None]":
-        """Run a job in a task of its own."""
-        task = asyncio.create_task(self._run(producer, job), name=f"baton-job-{job.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def cancel(self, producer: Producer, job: Job) -> None:
-        """Set the flag that the job's code looks at."""
-        if job._cancellation:
-            job._cancellation.set()
-
-    async def _run(self, producer: Producer, job: Job) -> None:
-        job._cancellation = asyncio.Event()
-        attempt = _step.attempt_of(job)
-        if attempt is None:
-            action = await _execute(job, producer)
-            producer._pending_acks.append(action)
-            return
-        token = _step.enter(job, attempt)
-        try:
-            # Not in one expression: the producer may replace its list while the job runs.
-            action = _gate(job, attempt) or await _execute(job, producer)
-            producer._pending_acks.append(action)
-        finally:
-            _step.leave(token)
-        if attempt.thread is not None and not attempt.thread.done() and not self._hurried:
-            # The outcome is written now; the slot stays taken until the thread is done.
-            producer.notify()
-            await asyncio.wait({attempt.thread})
-
-
-async def _execute(job: Job, producer: Producer) -> AckAction:
-    executor = StepExecutor(job, producer._stopping.is_set)
-    try:
-        await executor.execute()
-    except asyncio.CancelledError:
-        if not executor.given_back:
-            raise
-        return AckAction(job=job, state="available", attempt_change=-1)
-    assert executor.action is not None
-    return executor.action
-
-
-def _gate(job: Job, attempt: _step.Attempt) -> AckAction | None:
-    """The outcome of a step that must not run, None for one that may."""
-    if attempt.state == "held":
-        return AckAction(job=job, state="suspended", attempt_change=-1)
-    if attempt.doomed:
-        return AckAction(job=job, state="cancelled")
-    if attempt.stored is not None and attempt.state == "released":
-        # An earlier attempt stored the result and died before its ack.
-        _step.keep_result(job, None)
-        return AckAction(job=job, state="completed")
-    return None
 
 
 class Seam:
@@ -201,6 +57,7 @@ class Seam:
         self.engine = engine
         self.dispatcher = Dispatcher()
         self.stopping = False
+        self._next_check = 0.0
         self._threads = threads
         self._result_limit = result_limit
         self._claimed: dict[str, list[Job]] = {}
@@ -209,7 +66,13 @@ class Seam:
         self._by_uuid: dict[str, Producer] = {}
 
     def attach(self) -> None:
-        """Take over dispatch and wake-ups, and make the slots find this instance. Before or after Oban's start."""
+        """Take over dispatch and wake-ups, and make the slots find this instance. Before or after Oban's start.
+
+        Raises:
+            InvalidOption: Another Baton has this instance.
+        """
+        if self.oban._query in _seams:
+            raise InvalidOption("this Oban instance has a Baton already; share that one, or stop it first")
         _fill_slots()
         _seams[self.oban._query] = self
         for producer in self.oban._producers.values():
@@ -229,7 +92,8 @@ class Seam:
 
     def detach(self) -> None:
         """Forget the instance; its slots pass on to Oban's own behaviour."""
-        _seams.pop(self.oban._query, None)
+        if _seams.get(self.oban._query) is self:
+            del _seams[self.oban._query]
 
     def adopt(self, producer: Producer) -> None:
         """Run a queue's jobs through our dispatcher, without waiting for company before it fetches."""
@@ -238,6 +102,14 @@ class Seam:
         producer._debounce_interval = 0.0
         self._by_uuid[producer._uuid] = producer
         self.engine.local_producers.append(UUID(producer._uuid))
+        stop = producer.stop
+
+        async def stop_and_flush() -> None:
+            await stop()
+            await self._flush(producer)
+
+        # Oban cancels what outlives its grace and does not wait for it; the outcomes come after its last ack.
+        producer.stop = stop_and_flush  # type: ignore[method-assign]
 
     def wake(self, queues: Sequence[str]) -> None:
         """Let the local producers of these queues look for jobs."""
@@ -250,14 +122,62 @@ class Seam:
         """Pay what is owed; see `baton_sweep`."""
         self.wake(await self.engine.sweep())
 
-    async def flush(self) -> None:
-        """Write what ended while the queues stopped, and give back what never started."""
-        await self.dispatcher.stop()
+    async def every_second(self) -> None:
+        """Sweep; restart producers that an error left with something to do; each minute, look for what must not be."""
         for producer in self._by_uuid.values():
+            uuid = producer._uuid
+            if uuid in self._uncertain or producer._pending_acks or self._claimed.get(uuid):
+                producer.notify()
+        await self.sweep()
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_EVERY
+            await self._check()
+
+    async def _check(self) -> None:
+        missing = await self.engine.missing_triggers()
+        if missing:
+            logger.error(
+                "triggers on oban_jobs are missing or disabled: %s. Workflows no longer follow what others do to their "
+                "jobs; run `baton migrate`",
+                ", ".join(missing),
+            )
+        elif self.oban.is_leader:
+            drifted = await self.engine.reconcile()
+            if drifted:
+                logger.warning(
+                    "%d jobs had changed while no trigger was looking; their steps follow now", drifted
+                )
+
+    async def stop_producers(self) -> None:
+        """Stop the queues, in good order, before anything else of Oban's stops: heartbeats go on while jobs end."""
+        stopped = await asyncio.gather(
+            *(producer.stop() for producer in self.oban._producers.values()), return_exceptions=True
+        )
+        for error in stopped:
+            if isinstance(error, BaseException):
+                logger.error("a queue did not stop in good order", exc_info=error)
+
+    async def drain(self, grace: float | None) -> None:
+        """Let what runs end and write it, while Oban goes on without us."""
+        await self.dispatcher.drain(grace)
+        for producer in list(self._by_uuid.values()):
+            await self._flush(producer)
+
+    async def _flush(self, producer: Producer) -> None:
+        """Write what ended while a queue stopped, and give back what never started."""
+        await self.dispatcher.let_go(producer)
+        try:
             pending, producer._pending_acks = producer._pending_acks, []
             if pending:
                 await self.ack_jobs(pending)
             await self._return_surplus(producer)
+        except Exception:
+            logger.exception(
+                "outcomes of queue %s were not written; its jobs will run again", producer._queue
+            )
+        if self._by_uuid.pop(producer._uuid, None) is not None:
+            self.engine.local_producers.remove(UUID(producer._uuid))
 
     async def ack_jobs(self, actions: list[AckAction]) -> list[int]:
         """Write outcomes until each is durable or known to be stale, and claim what may run next."""
@@ -273,16 +193,21 @@ class Seam:
         return acked
 
     async def _ack_batch(self, outcomes: list[Outcome], producer: Producer | None) -> list[int]:
-        tries = 0
+        clock = asyncio.get_running_loop().time
+        tries, give_up = 0, None
         while True:
+            stopping = self.stopping or (producer is not None and producer._stopping.is_set())
             try:
-                done = await self._call(outcomes, producer)
+                async with asyncio.timeout(_STOP_SECONDS if stopping else _CALL_SECONDS):
+                    done = await self._call(outcomes, producer)
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not _may_pass(error):
                     return await self._divide(outcomes, producer, error)
                 tries += 1
-                if self.stopping and tries > _TRIES_WHILE_STOPPING:
-                    raise
+                if stopping:
+                    give_up = give_up or clock() + _STOP_SECONDS
+                    if clock() > give_up:
+                        raise
                 logger.warning(
                     "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
                 )
@@ -379,26 +304,27 @@ class Seam:
         if producer._uuid in self._just_claimed:
             # The ack of this same turn looked, and nothing has run in between.
             self._just_claimed.discard(producer._uuid)
-            return self._claimed.pop(producer._uuid, [])
-        if self._claim(producer) is None:
-            return []
-        done = await self._call([], producer)
-        self._keep(producer, done.claimed)
+        elif self._claim(producer) is not None:
+            done = await self._call([], producer)
+            self._keep(producer, done.claimed)
         await self._return_surplus(producer)
         return self._claimed.pop(producer._uuid, [])
 
     async def _return_surplus(self, producer: Producer) -> None:
         """Give back what was claimed if the queue paused, shrank or stopped while the statement was under way."""
-        claimed = self._claimed.get(producer._uuid)
-        if not claimed:
-            return
+        claimed = self._claimed.get(producer._uuid, [])
         room = self._room(producer, claimed=0)
-        surplus = claimed[room:]
-        if surplus:
-            self._claimed[producer._uuid] = claimed[:room]
+        if len(claimed) <= room:
+            return
+        self._claimed[producer._uuid], surplus = claimed[:room], claimed[room:]
+        try:
             await self.engine.give_back(
                 [(job.id or 0, job.attempted_at or datetime.now(UTC)) for job in surplus]
             )
+        except Exception:
+            # From here on they are jobs that were claimed and are not known of.
+            self._uncertain.add(producer._uuid)
+            logger.warning("could not give back %d jobs; trying again", len(surplus), exc_info=True)
 
     def _room(self, producer: Producer, *, claimed: int) -> int:
         if self.stopping or producer._paused or producer._stopping.is_set():
@@ -413,9 +339,35 @@ class Seam:
             return None
         return Claim(queue=producer._queue, demand=room, node=producer._node, producer=UUID(producer._uuid))
 
-    def _keep(self, producer: Producer | None, rows: list[dict[str, Any]]) -> None:
-        if rows and producer is not None:
-            self._claimed.setdefault(producer._uuid, []).extend(self._job(row) for row in rows)
+    def _keep(self, producer: Producer | None, claimed: list[str]) -> None:
+        if producer is None:
+            return
+        for text in claimed:
+            try:
+                # The standard library's, as in Oban: orjson makes floats of large integers and refuses deep nesting.
+                job = self._job(json.loads(text))
+            except (ValueError, RecursionError) as error:
+                self._refuse(producer, text, error)
+            else:
+                self._claimed.setdefault(producer._uuid, []).append(job)
+
+    @staticmethod
+    def _refuse(producer: Producer, text: str, error: Exception) -> None:
+        """Discard a job that cannot even be read, so that it does not stop the queue at each claim."""
+        head = _HEAD.match(text)
+        assert head is not None
+        job = Job(
+            "baton.StepWorker", id=int(head[1]), attempted_at=datetime.fromisoformat(head[2]), _validate=False
+        )
+        job.attempted_by = [producer._node, producer._uuid]
+        logger.error("job %d cannot be read and is discarded: %s", job.id, _one_line(error))
+        record = {
+            "attempt": None,
+            "at": datetime.now(UTC).isoformat(),
+            "error": f"it cannot be read: {_one_line(error)}",
+        }
+        producer._pending_acks.append(AckAction(job=job, state="discarded", error=record))
+        producer.notify()
 
     def _job(self, row: dict[str, Any]) -> Job:
         step = row.pop("step")
@@ -472,7 +424,7 @@ class Seam:
             attempted_at=job.attempted_at or datetime.now(UTC),
             state=action.state,
             attempt_change=action.attempt_change,
-            delay=_delay(action.schedule_in),
+            delay=seconds_of(action.schedule_in),
             error=error,
             meta=_meta(action.meta),
             result=attempt.result if attempt and action.state == "completed" else None,
@@ -493,12 +445,6 @@ def _batches(outcomes: list[Outcome]) -> list[list[Outcome]]:
     return batches
 
 
-def _delay(seconds: Any) -> float | None:
-    if seconds is None:
-        return None
-    return float(min(max(float(seconds), 0.0), _LARGEST_DELAY)) if seconds == seconds else 0.0
-
-
 def _meta(meta: dict[str, Any] | None) -> str | None:
     if meta is None:
         return None
@@ -516,6 +462,9 @@ def _may_pass(error: psycopg.Error) -> bool:
 def _one_line(error: BaseException) -> str:
     return clean_text(" ".join(str(error).split()), 300) or type(error).__name__
 
+
+# How the text of a claimed job begins; see claim.sql.
+_HEAD = re.compile(r'\{"id" : (\d+), "attempted_at" : "([^"]+)"')
 
 _filled: dict[str, Callable[..., Any]] = {}
 
@@ -535,10 +484,19 @@ def _fill_slots() -> None:
     previous_get = get_ext("producer.get_jobs", oban_get_jobs)
     previous_wrap = get_ext("executor.wrap_result", lambda _job, result: result)
     previous_stage = get_ext("stager.before_stage", _nothing)
+    previous_reset = get_ext("query.reset", oban_reset)
 
     async def ack_jobs(query: Query, actions: list[AckAction]) -> list[int]:
         seam = _seams.get(query)
-        return await (seam.ack_jobs(actions) if seam else previous_ack(query, actions))
+        if seam is not None:
+            return await seam.ack_jobs(actions)
+        steps = [action.id for action in actions if _step.attempt_of(action.job) is not None]
+        if steps:
+            # Oban would complete them without their results. They run again where there is a Baton.
+            logger.error(
+                "jobs %s are steps and ended after their Baton had stopped; they will run again", steps
+            )
+        return list(await previous_ack(query, [action for action in actions if action.id not in steps]))
 
     async def get_jobs(producer: Producer) -> list[Job]:
         seam = _seams.get(producer._query)
@@ -557,13 +515,20 @@ def _fill_slots() -> None:
         seam = _seams.get(query)
         if seam is not None:
             try:
-                await seam.sweep()
+                await seam.every_second()
             except Exception:
                 # Staging is Oban's business and goes on without us.
                 logger.warning("could not sweep; trying again in a second", exc_info=True)
 
+    async def reset(query: Query) -> None:
+        await previous_reset(query)
+        seam = _seams.get(query)
+        if seam is not None:
+            await seam.engine.reset()
+
     _filled.update(
         {
+            "query.reset": reset,
             "query.ack_jobs": ack_jobs,
             "producer.get_jobs": get_jobs,
             "executor.wrap_result": wrap_result,

@@ -421,7 +421,13 @@ async def _run_plain(
 ) -> Any:
     call = partial(contextvars.copy_context().run, partial(_call, step.function, arguments))
     attempt.thread = asyncio.get_running_loop().run_in_executor(attempt.threads, call)
-    done, _ = await asyncio.wait({attempt.thread}, timeout=timeout)
+    try:
+        done, _ = await asyncio.wait({attempt.thread}, timeout=timeout)
+    except asyncio.CancelledError:
+        # At shutdown: a call that waits for a thread never starts, one that runs is told.
+        attempt.cancelled = True
+        attempt.thread.cancel()
+        raise
     if not done:
         # A thread cannot be killed. It is told, and keeps its slot of the queue until it returns; see `_oban`.
         attempt.cancelled = True

@@ -1,7 +1,7 @@
 """Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
 
 A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the
-bare one.
+bare one, `/* functions */` for the names of our functions.
 """
 
 import re
@@ -50,6 +50,8 @@ def statement(text: str, prefix: str) -> bytes:
 def render(text: str, prefix: str) -> str:
     """Put a validated schema name and the pinned settings into a statement."""
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
+    if "/* functions */" in text:
+        text = text.replace("/* functions */", ", ".join(f"'baton_{name}'" for name, _ in functions()))
     return text.replace("/* pinned */", _PINNED)
 
 

@@ -1,20 +1,34 @@
 """Waits for facts about runs: pushed by notification, with a poll behind it, so a lost notification costs only delay.
 
-A waiter takes a lease on its topic first, so that the engine knows somebody listens, then looks, then sleeps until notified.
+A waiter makes sure of a lease on its topic, so that the engine knows somebody listens, then looks, then sleeps until notified.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
 from oban import Oban
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 
 from baton import _store
 
+logger = logging.getLogger("baton")
+
 _LEASE = 60.0
+# Of many that wait for one run, together at most so many look a second, however often it moves.
+_LOOKS_PER_SECOND = 500
+
+
+@dataclass(slots=True)
+class _Topic:
+    """Those who wait for one kind of fact about one run, and their common lease."""
+
+    events: set[asyncio.Event] = field(default_factory=set)
+    renew_at: float = 0.0
 
 
 class Waiters:
@@ -30,7 +44,7 @@ class Waiters:
         self._prefix = prefix
         self._poll_interval = poll_interval
         self._subscriber = uuid4()
-        self._events: dict[str, set[asyncio.Event]] = {}
+        self._topics: dict[str, _Topic] = {}
         self._token: str | None = None
 
     async def start(self, oban: Oban) -> None:
@@ -49,7 +63,8 @@ class Waiters:
 
     def _on_notification(self, _channel: str, payload: dict[str, Any]) -> None:
         for kind in ("workflow", "finished"):
-            for event in self._events.get(f"{kind}:{payload.get('id')}", ()):
+            topic = self._topics.get(f"{kind}:{payload.get('id')}")
+            for event in topic.events if topic else ():
                 event.set()
 
     async def until[T](
@@ -57,25 +72,23 @@ class Waiters:
     ) -> T:
         """Call `look` now, at each notification on the run and at each poll, until it finds something.
 
+        A connection that is lost meanwhile is a reason to look again, not to stop waiting.
+
         Raises:
             TimeoutError: It found nothing for `timeout` seconds.
         """
-        found = await look()
-        if found is not None:
-            return found
-        topic = f"{kind}:{run_id}"
-        event = asyncio.Event()
-        self._events.setdefault(topic, set()).add(event)
-        try:
-            async with asyncio.timeout(timeout):
-                renew_at = 0.0
-                clock = asyncio.get_running_loop().time
+        async with asyncio.timeout(timeout):
+            found = await look()
+            if found is not None:
+                return found
+            name = f"{kind}:{run_id}"
+            topic = self._topics.setdefault(name, _Topic())
+            event = asyncio.Event()
+            topic.events.add(event)
+            try:
                 while True:
-                    if clock() >= renew_at:
-                        await self._subscribe(topic)
-                        renew_at = clock() + _LEASE / 2
                     event.clear()
-                    found = await look()
+                    found = await self._look(topic, name, look)
                     if found is not None:
                         return found
                     try:
@@ -83,11 +96,25 @@ class Waiters:
                             await event.wait()
                     except TimeoutError:
                         pass
-        finally:
-            self._events[topic].discard(event)
-            if not self._events[topic]:
-                del self._events[topic]
-                await asyncio.shield(self._unsubscribe(topic))
+                    if len(topic.events) > 1:
+                        await asyncio.sleep(len(topic.events) / _LOOKS_PER_SECOND)
+            finally:
+                topic.events.discard(event)
+                if not topic.events:
+                    self._topics.pop(name, None)
+                    await asyncio.shield(self._unsubscribe(name))
+
+    async def _look[T](self, topic: _Topic, name: str, look: Callable[[], Awaitable[T | None]]) -> T | None:
+        try:
+            clock = asyncio.get_running_loop().time
+            if clock() >= topic.renew_at:
+                topic.renew_at = clock() + _LEASE / 2
+                await self._subscribe(name)
+            return await look()
+        except OperationalError as error:
+            topic.renew_at = 0.0
+            logger.warning("could not look at %s (%s); trying again", name, " ".join(str(error).split()))
+            return None
 
     async def _subscribe(self, topic: str) -> None:
         async with self._connection() as conn:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +13,7 @@ from uuid import UUID, uuid4
 
 from oban import Oban
 from oban._query import unwrap_connection
+from oban.oban import _instances as oban_instances
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
@@ -21,7 +24,7 @@ from baton._oban import Seam
 from baton._states import RunState
 from baton._store import validate_prefix
 from baton._waiting import Waiters
-from baton.errors import InvalidOption, NotStarted, RunNotFound
+from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
 from baton.run import Access, Run
 from baton.snapshot import RunSummary
 from baton.workflow import Workflow
@@ -109,6 +112,7 @@ class Baton:
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
         self._exit: AsyncExitStack | None = None
+        self._stopping = False
         self._oban: Oban | None = None
         self._engine: Engine | None = None
         self._access: Access | None = None
@@ -207,8 +211,15 @@ class Baton:
             stack.push_async_callback(self._release)
             async with self._access.connection() as conn:
                 await migration.verify(conn, self._prefix)
-            if oban._signal_token is None:
-                await self._start_oban(oban, stack)
+            if not bool(oban._signal_token):
+                stack.push_async_callback(self._stop_oban, oban)
+                await oban.start()
+            else:
+                if oban._stager._stopping.is_set():
+                    raise StartError(
+                        "this Oban was stopped, and Oban cannot be started again; make a new instance"
+                    )
+                stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
             await self._access.waiters.start(oban)
             stack.push_async_callback(self._access.waiters.stop, oban)
             self._exit = stack.pop_all()
@@ -216,12 +227,17 @@ class Baton:
 
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing."""
-        stack, self._exit = self._exit, None
-        if stack is None:
+        if self._exit is None or self._stopping:
             return
         assert self._seam is not None
+        # Steps that are still running may insert and read until they have ended.
+        self._stopping = True
         self._seam.stopping = True
-        await stack.aclose()
+        try:
+            await self._exit.aclose()
+        finally:
+            self._exit = None
+            self._stopping = False
 
     def hurry(self) -> None:
         """Cut short a `stop` under way: running jobs are cancelled and given back now, whatever is left of their grace.
@@ -246,7 +262,12 @@ class Baton:
         await (await connect(self._dsn)).close()
         pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
             self._dsn,
-            kwargs={"connect_timeout": 10, "keepalives_idle": 30, "application_name": "baton"},
+            kwargs={
+                "connect_timeout": 10,
+                "keepalives_idle": 30,
+                "tcp_user_timeout": 30_000,
+                "application_name": "baton",
+            },
             min_size=1,
             max_size=self._pool_size,
             open=False,
@@ -254,9 +275,19 @@ class Baton:
         )
         stack.push_async_callback(pool.close)
         await pool.open(wait=True, timeout=30.0)
-        return Oban(
-            pool=pool, prefix=self._prefix, queues=dict(self._queues), shutdown_grace_period=self._grace
+        # Oban registers itself under its name, for `Worker.enqueue`. An instance of the app's own keeps the name.
+        registered = oban_instances.get("Oban")
+        oban = Oban(
+            pool=pool,
+            prefix=self._prefix,
+            queues=dict(self._queues),
+            shutdown_grace_period=self._grace,
+            # Leadership is by node: two Batons in one process, or one pid on two hosts of one name, must differ.
+            node=f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:6]}",
         )
+        if registered is not None:
+            oban_instances["Oban"] = registered
+        return oban
 
     def _attach(self, oban: Oban) -> None:
         pool = oban._query._pool
@@ -287,12 +318,14 @@ class Baton:
             self._connection, Waiters(self._connection, self._prefix, self._poll_interval), self._prefix
         )
 
-    async def _start_oban(self, oban: Oban, stack: AsyncExitStack) -> None:
+    async def _stop_oban(self, oban: Oban) -> None:
         assert self._seam is not None
-        # Written before the stop, so that what ends while the queues stop is written after it.
-        stack.push_async_callback(self._seam.flush)
-        stack.push_async_callback(oban.stop)
-        await oban.start()
+        await self._seam.stop_producers()
+        try:
+            await oban.stop()
+        except Exception:
+            # Oban gives up its leadership in the database, which may be away. It runs out by itself.
+            logger.warning("Oban did not stop in good order", exc_info=True)
 
     async def _release(self) -> None:
         assert self._seam is not None
@@ -302,6 +335,8 @@ class Baton:
         self._threads.shutdown(wait=False)
         self._seam = None
         if self._given is None:
+            if oban_instances.get("Oban") is self._oban:
+                del oban_instances["Oban"]
             self._oban = None
             self._access = None
 

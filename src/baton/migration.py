@@ -11,6 +11,8 @@ meaning for one version back. Everything happens in one transaction.
 import asyncio
 import hashlib
 import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from oban.schema import install_sql
@@ -20,7 +22,7 @@ from psycopg.rows import class_row
 
 from baton import _store
 from baton._engine import connect
-from baton.errors import SchemaConflict, SchemaMissing, SchemaOutdated
+from baton.errors import InvalidOption, SchemaConflict, SchemaMissing, SchemaOutdated, StartError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class SchemaState:
         oban: Oban's tables are there.
         version: Version of Baton's schema, 0 where there is none.
         wanted: Version that this library needs.
-        current: Functions are those of this library.
+        current: Functions are those of this library's build; those of another with the same version will do as well.
         missing_triggers: Triggers on `oban_jobs` that are absent or disabled.
     """
 
@@ -51,16 +53,21 @@ class SchemaState:
     @property
     def ready(self) -> bool:
         """Whether this library can run here. A schema newer than the library is fine."""
-        return self.oban and not self.missing_triggers and (self.version > self.wanted or self.current)
+        return self.oban and not self.missing_triggers and self.version >= self.wanted
 
 
-def sql(prefix: str = "public", *, since: int = 0) -> str:
+def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) -> str:
     """The statements `up` would run on a schema at version `since`, for another migration tool to run in one transaction.
 
     Oban's own tables must be there: `oban.schema.install_sql(prefix)`.
 
+    Args:
+        prefix: Schema of the tables.
+        since: Version that is there already; 0 for none.
+        grant: Roles that run workers or insert workflows and do not own the tables.
+
     Raises:
-        InvalidOption: `prefix` is not a schema name.
+        InvalidOption: `prefix` is not a schema name, or a role has a name that needs more than quotes.
     """
     _store.validate_prefix(prefix)
     parts = [_TABLE.format(prefix=prefix)] if since == 0 else []
@@ -73,6 +80,7 @@ def sql(prefix: str = "public", *, since: int = 0) -> str:
     parts.extend(_store.render(text, prefix) for _, text in _store.functions())
     parts.append(_store.load("create_triggers", prefix).decode())
     parts.append(_store.load("revoke_functions", prefix).decode())
+    parts.extend(_grant(role, prefix) for role in grant)
     parts.append(
         f"INSERT INTO \"{prefix}\".workflow_migrations (version, name) VALUES (0, '{checksum()}') "
         "ON CONFLICT (version) DO UPDATE SET name = excluded.name, applied_at = now();"
@@ -80,6 +88,15 @@ def sql(prefix: str = "public", *, since: int = 0) -> str:
     return "\n".join(parts)
 
 
+def _grant(role: str, prefix: str) -> str:
+    if not _ROLE.fullmatch(role):
+        raise InvalidOption(
+            f"role {role!r} cannot be granted to; use 1 to 63 ASCII letters, digits, '_' or '-'"
+        )
+    return _store.load("grant", prefix).decode().replace("/* role */", f'"{role}"')
+
+
+_ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _TABLE = (
     'CREATE TABLE IF NOT EXISTS "{prefix}".workflow_migrations '
     "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());"
@@ -99,53 +116,63 @@ def _pending(version: int) -> list[_store.Migration]:
     return [migration for migration in _store.migrations() if migration.version > version]
 
 
-async def up(dsn: str, *, prefix: str = "public") -> list[int]:
+async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> list[int]:
     """Create or upgrade the schema, Oban's tables included where they are missing.
 
     Calling it again does nothing; two at once queue up. A crash leaves the schema as it was. The job table is asked for
     its lock for two seconds at a time, so running workers are not held up.
+
+    Args:
+        dsn: Of a role that may create tables, and will own them.
+        prefix: Schema of the tables.
+        grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call.
 
     Returns:
         The versions applied, oldest first; empty when the schema was up to date.
 
     Raises:
         SchemaConflict: Tables with Baton's names exist that Baton did not create.
-        InvalidOption: `prefix` is not a schema name.
+        InvalidOption: `prefix` is not a schema name, or a role has a name that needs more than quotes.
+        DatabaseUnreachable: There is no connection.
     """
     _store.validate_prefix(prefix)
     async with await _connect(dsn) as conn:
-        for attempt in range(1, _LOCK_TRIES + 1):
-            try:
-                return await _up_once(conn, prefix)
-            except errors.LockNotAvailable:
-                if attempt == _LOCK_TRIES:
-                    raise
-                logger.warning(
-                    "oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES
-                )
-                await asyncio.sleep(0.2 * attempt)
+        return await _patiently(lambda: _up_once(conn, prefix, grant))
+
+
+async def _patiently[T](change: Callable[[], Awaitable[T]]) -> T:
+    for attempt in range(1, _LOCK_TRIES + 1):
+        try:
+            return await change()
+        except errors.LockNotAvailable:
+            if attempt == _LOCK_TRIES:
+                raise
+            logger.warning(
+                "oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES
+            )
+            await asyncio.sleep(0.2 * attempt)
     raise AssertionError("unreachable")
 
 
-async def _up_once(conn: AsyncConnection, prefix: str) -> list[int]:
+async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> list[int]:
     async with conn.transaction():
         # All of a database's migrations queue up here, Oban's install included.
         await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
         await conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         await conn.execute(pgsql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(pgsql.Identifier(prefix)))
         found = await _read(conn, prefix)
-        if found.ready and found.version >= found.wanted:
-            return []
-        if found.oban and found.version > found.wanted:
-            # The functions are a later library's, and stay.
+        if found.oban and (found.version > found.wanted or (found.ready and found.current)):
+            # Functions of a later library stay.
             await conn.execute(_store.load("create_triggers", prefix))
+            for role in grant:
+                await conn.execute(_grant(role, prefix).encode())
             return []
         if not found.oban:
             # Oban's script looks for its type in current_schema().
             await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))
             await conn.execute(install_sql(prefix).encode())
         pending = _pending(found.version)
-        await conn.execute(sql(prefix, since=found.version).encode())
+        await conn.execute(sql(prefix, since=found.version, grant=grant).encode())
         return [migration.version for migration in pending]
 
 
@@ -155,8 +182,14 @@ async def down(dsn: str, *, prefix: str = "public") -> None:
     Calling it again does nothing. All workflows and their results are lost.
     """
     _store.validate_prefix(prefix)
-    async with await _connect(dsn) as conn, conn.transaction():
+    async with await _connect(dsn) as conn:
+        await _patiently(lambda: _down_once(conn, prefix))
+
+
+async def _down_once(conn: AsyncConnection, prefix: str) -> None:
+    async with conn.transaction():
         await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
+        await conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         if (await _read(conn, prefix)).version:
             await conn.execute(_store.load("drop_schema", prefix))
 
@@ -178,7 +211,13 @@ async def verify(conn: AsyncConnection, prefix: str) -> None:
     Raises:
         SchemaMissing: There are no tables of Baton's.
         SchemaOutdated: They are older than this library, or its triggers are gone.
+        StartError: The connection's role may not use them.
     """
+    if not await _usable(conn, prefix):
+        raise StartError(
+            f"role {conn.info.user!r} may not use Baton's tables and functions in schema {prefix!r}; run "
+            f"`baton migrate --grant {conn.info.user}` as their owner"
+        )
     state = await _read(conn, prefix)
     command = "`baton migrate`" if prefix == "public" else f"`baton migrate --prefix {prefix}`"
     if not state.version:
@@ -189,9 +228,16 @@ async def verify(conn: AsyncConnection, prefix: str) -> None:
         reason = f"version {state.version}, and this library needs {state.wanted}"
         if state.version == state.wanted:
             reason = f"missing the triggers {', '.join(state.missing_triggers)}"
-            if not state.missing_triggers:
-                reason = "of the right version, but its functions are of another build"
         raise SchemaOutdated(f"the Baton schema in {prefix!r} is {reason}; run {command}")
+
+
+async def _usable(conn: AsyncConnection, prefix: str) -> bool:
+    try:
+        row = await (await conn.execute(_store.load("read_privileges", prefix))).fetchone()
+        await _read(conn, prefix)
+    except errors.InsufficientPrivilege:
+        return False
+    return row is None or row[0] is not False
 
 
 @dataclass(frozen=True, slots=True)

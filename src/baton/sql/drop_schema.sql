@@ -6,10 +6,10 @@ BEGIN
   FOR ours IN
     SELECT format('DROP TRIGGER %I ON /* schema */oban_jobs', trigger.tgname) AS command
     FROM pg_trigger AS trigger
-    WHERE trigger.tgrelid = to_regclass('/* schema */oban_jobs') AND trigger.tgname LIKE 'baton\_jobs\_%'
+    WHERE trigger.tgrelid = to_regclass('/* schema */oban_jobs') AND trigger.tgname IN ('baton_jobs_updated', 'baton_jobs_deleted', 'baton_jobs_truncated')
     UNION ALL
     SELECT format('DROP FUNCTION %s', routine.oid::regprocedure) FROM pg_proc AS routine
-    WHERE routine.pronamespace = '/* prefix */'::regnamespace AND routine.proname LIKE 'baton\_%'
+    WHERE routine.pronamespace = '/* prefix */'::regnamespace AND routine.proname IN (/* functions */)
   LOOP
     EXECUTE ours.command;
   END LOOP;

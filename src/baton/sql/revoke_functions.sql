@@ -5,7 +5,7 @@ DECLARE
 BEGIN
   FOR ours IN
     SELECT routine.oid::regprocedure FROM pg_proc AS routine
-    WHERE routine.pronamespace = '/* prefix */'::regnamespace AND routine.proname LIKE 'baton\_%'
+    WHERE routine.pronamespace = '/* prefix */'::regnamespace AND routine.proname IN (/* functions */)
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', ours);
   END LOOP;

@@ -1,10 +1,10 @@
 -- claim: take up to p_demand available jobs of a queue, in Oban's order, each with what its step needs to start.
--- Returns a JSON array of jobs; those of a step carry it under "step". Results of dependencies come along while they are
+-- Returns the JSON text of each job, its id and attempted_at first; those of a step carry it under "step". Results of dependencies come along while they are
 -- small; larger ones the step fetches itself. An exhausted job is passed over instead of stopping the queue at its head.
 CREATE OR REPLACE FUNCTION /* schema */baton_claim(p_queue text, p_demand integer, p_node text, p_producer uuid)
-RETURNS json LANGUAGE plpgsql AS $$
+RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
-  jobs json;
+  jobs text[];
 BEGIN
   WITH locked AS (
     SELECT job.id FROM /* schema */oban_jobs AS job
@@ -17,11 +17,11 @@ BEGIN
     FROM locked WHERE job.id = locked.id
     RETURNING job.*
   )
-  SELECT json_agg(json_build_object(
-      'id', job.id, 'state', job.state, 'queue', job.queue, 'worker', job.worker, 'attempt', job.attempt,
+  SELECT array_agg(json_build_object(
+      'id', job.id, 'attempted_at', job.attempted_at, 'state', job.state, 'queue', job.queue, 'worker', job.worker, 'attempt', job.attempt,
       'max_attempts', job.max_attempts, 'priority', job.priority, 'args', job.args, 'meta', job.meta,
       'errors', job.errors, 'tags', job.tags, 'attempted_by', job.attempted_by, 'inserted_at', job.inserted_at,
-      'attempted_at', job.attempted_at, 'scheduled_at', job.scheduled_at, 'cancelled_at', job.cancelled_at,
+      'scheduled_at', job.scheduled_at, 'cancelled_at', job.cancelled_at,
       'completed_at', job.completed_at, 'discarded_at', job.discarded_at,
       'step', CASE WHEN step.id IS NOT NULL THEN json_build_object(
         'id', step.id, 'workflow_id', step.workflow_id, 'name', step.name, 'state', step.state,
@@ -37,7 +37,7 @@ BEGIN
                      JOIN /* schema */workflow_nodes AS dependency ON dependency.id = edge.dependency_id
                      WHERE edge.dependent_id = step.id AND dependency.result IS NOT NULL) END END
       ) END
-    ) ORDER BY job.priority, job.scheduled_at, job.id)
+    )::text ORDER BY job.priority, job.scheduled_at, job.id)
   INTO jobs
   FROM claimed AS job LEFT JOIN /* schema */workflow_nodes AS step ON step.job_id = job.id;
   RETURN jobs;

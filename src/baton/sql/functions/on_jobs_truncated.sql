@@ -1,4 +1,4 @@
--- on_jobs_truncated: as on_jobs_deleted, for all jobs at once.
+-- on_jobs_truncated: as on_jobs_deleted, for all jobs at once. Their ids may be given out again, so no step keeps one.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
 DECLARE
@@ -9,6 +9,7 @@ BEGIN
     PERFORM /* schema */baton_follow(orphans, array_fill('cancelled'::text, ARRAY[cardinality(orphans)]),
                                      'its job was deleted');
   END IF;
+  UPDATE /* schema */workflow_nodes AS step SET job_id = -step.id WHERE step.job_id > 0;
   RETURN NULL;
 END
 $$;

@@ -27,6 +27,8 @@ COMMENT ON COLUMN /* schema */workflows.excused IS 'of the failed, those that ev
 -- A key is unique among live workflows. The counters are in no index, so counting down stays a HOT update.
 CREATE UNIQUE INDEX workflows_live_key ON /* schema */workflows (key) WHERE finished_at IS NULL;
 
+CREATE INDEX workflows_live ON /* schema */workflows (id) WHERE finished_at IS NULL;
+
 CREATE TABLE /* schema */workflow_nodes (
   id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
   workflow_id uuid NOT NULL,

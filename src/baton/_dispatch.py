@@ -1,0 +1,196 @@
+"""Runs claimed jobs so that each leaves an outcome, whatever its code raises, and whatever stops it.
+
+Part of the seam to Oban: a subclass of its executor, and the dispatcher that its producers hand jobs to.
+"""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from oban._backoff import jittery_clamped
+from oban._executor import AckAction, Executor
+from oban._producer import Producer
+from oban.job import Job
+
+from baton import _step
+from baton._outcomes import Cancel, Snooze
+from baton.errors import InvalidResult
+
+logger = logging.getLogger("baton.engine")
+
+_LET_GO = 1.0
+_LARGEST_DELAY = 2**31 - 1
+
+
+def seconds_of(delay: Any) -> float | None:
+    """A snooze or backoff as the database can hold it; raises what float() raises where that is no number."""
+    if delay is None:
+        return None
+    seconds = float(delay)
+    return 0.0 if seconds != seconds else min(max(seconds, 0.0), float(_LARGEST_DELAY))
+
+
+class StepExecutor(Executor):
+    """Oban's executor, for which every BaseException is an outcome and nothing in the recording of one raises."""
+
+    # Oban sets them to None first and has no annotations, so a checker takes None for their type.
+    action: AckAction | None  # type: ignore[assignment]
+    result: Any
+    _traceback: str | None  # type: ignore[assignment]
+    given_back = False
+
+    def __init__(self, job: Job, giving_back: Callable[[], bool]) -> None:
+        super().__init__(job=job, safe=True)
+        self._giving_back = giving_back
+
+    async def _process(self) -> None:
+        try:
+            await super()._process()
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                if self._giving_back():
+                    # The queue's own doing, at the end of its grace: the attempt does not count.
+                    self.given_back = True
+                    raise
+                # The step cancelled the task it runs in.
+                while task.uncancel():
+                    pass
+            self._fail(error)
+        if isinstance(self.result, (Snooze, Cancel)):
+            # Raised, it is still no error: Oban would store where it came from instead of its reason.
+            self._traceback = None
+        elif isinstance(self.result, Exception):
+            self._fail(self.result)
+
+    def _fail(self, error: BaseException) -> None:
+        self.result = _step.as_exception(error)
+        self._traceback = "".join(traceback.format_exception(error))
+
+    def _record_stopped(self) -> None:
+        try:
+            super()._record_stopped()
+            assert self.action is not None
+            seconds_of(self.action.schedule_in)
+        except Exception as error:
+            # A snooze whose seconds are no number, a hook of somebody else's: the attempt fails, the queue goes on.
+            self._fail(error)
+            last = self.job.attempt >= self.job.max_attempts
+            self.action = AckAction(
+                job=self.job,
+                state="discarded" if last else "retryable",
+                error=self._format_error(error),
+                schedule_in=None if last else self._retry_backoff(),
+            )
+
+    def _report_stopped(self) -> None:
+        if self.status in ("retryable", "discarded") and not isinstance(self.result, BaseException):
+            # A result that was refused: report the refusal. The value's own text may raise, or have no end.
+            assert self.action is not None
+            self.result = InvalidResult(str((self.action.error or {}).get("error")))
+        super()._report_stopped()
+
+    def _retry_backoff(self) -> int:
+        try:
+            seconds = super()._retry_backoff()
+            float(seconds)
+            return seconds
+        except Exception:
+            logger.warning("backoff of %s is broken; Oban's default is used", self.job.worker, exc_info=True)
+            return jittery_clamped(self.job.attempt, self.job.max_attempts)
+
+
+class Dispatcher:
+    """Runs claimed jobs, Baton's and plain ones alike: a job that ran always leaves an ack."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[None], Producer] = {}
+        self._ending = False
+        self._hurried = False
+
+    async def start(self) -> None:
+        """Nothing to start: tasks begin with their jobs."""
+
+    async def stop(self) -> None:
+        """Let running jobs go on; `drain` ends them."""
+
+    async def drain(self, grace: float | None) -> None:
+        """Wait until what runs has ended, at most for the grace; then cancel it, so that it is given back."""
+        self._ending = True
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=0 if self._hurried else grace)
+            for task in late:
+                task.cancel()
+            await self.let_go()
+
+    async def let_go(self, producer: Producer | None = None) -> None:
+        """Wait a moment for cancelled jobs to notice."""
+        tasks = [task for task, owner in self._tasks.items() if producer in (None, owner)]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LET_GO)
+
+    def hurry(self) -> None:
+        """Cancel what runs, and wait for no thread of it."""
+        self._hurried = True
+        for task in self._tasks:
+            task.cancel()
+
+    def dispatch(self, producer: Producer, job: Job) -> "asyncio.Task[None]":
+        """Run a job in a task of its own."""
+        task = asyncio.create_task(self._run(producer, job), name=f"baton-job-{job.id}")
+        self._tasks[task] = producer
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return task
+
+    def cancel(self, producer: Producer, job: Job) -> None:
+        """Set the flag that the job's code looks at."""
+        if job._cancellation:
+            job._cancellation.set()
+
+    async def _run(self, producer: Producer, job: Job) -> None:
+        job._cancellation = asyncio.Event()
+        attempt = _step.attempt_of(job)
+        if attempt is None:
+            action = await self._execute(job, producer)
+            producer._pending_acks.append(action)
+            return
+        token = _step.enter(job, attempt)
+        try:
+            # Not in one expression: the producer may replace its list while the job runs.
+            action = _gate(job, attempt) or await self._execute(job, producer)
+            producer._pending_acks.append(action)
+        finally:
+            _step.leave(token)
+        if attempt.thread is not None and not attempt.thread.done() and not self._hurried:
+            # The outcome is written now; the slot stays taken until the thread is done.
+            producer.notify()
+            await asyncio.wait({attempt.thread})
+
+    async def _execute(self, job: Job, producer: Producer) -> AckAction:
+        def giving_back() -> bool:
+            return self._ending or self._hurried or producer._stopping.is_set()
+
+        executor = StepExecutor(job, giving_back)
+        try:
+            await executor.execute()
+        except asyncio.CancelledError:
+            if not executor.given_back:
+                raise
+            return AckAction(job=job, state="available", attempt_change=-1)
+        assert executor.action is not None
+        return executor.action
+
+
+def _gate(job: Job, attempt: _step.Attempt) -> AckAction | None:
+    """The outcome of a step that must not run, None for one that may."""
+    if attempt.state == "held":
+        return AckAction(job=job, state="suspended", attempt_change=-1)
+    if attempt.doomed:
+        return AckAction(job=job, state="cancelled")
+    if attempt.stored is not None and attempt.state == "released":
+        # An earlier attempt stored the result and died before its ack.
+        _step.keep_result(job, None)
+        return AckAction(job=job, state="completed")
+    return None

@@ -1,0 +1,3 @@
+-- reset: forget every workflow, as Oban's reset forgets every job.
+TRUNCATE /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges, /* schema */workflow_completions,
+  /* schema */workflow_checkpoints, /* schema */workflow_repairs, /* schema */workflow_subscribers
