@@ -274,7 +274,7 @@ def test_migrate_creates_once_checks_and_removes(empty_dsn):
 def test_check_says_what_is_outdated_and_migrate_repairs_it(baton_dsn):
     with psycopg.connect(baton_dsn, autocommit=True) as conn:
         conn.execute("UPDATE workflow_migrations SET name = 'other' WHERE version = 0")
-    assert "another build" in baton("migrate", "--check", "--dsn", baton_dsn, code=3).stderr
+    assert "of another build" in baton("migrate", "--check", "--dsn", baton_dsn).stdout
     assert "renewed" in baton("migrate", "--dsn", baton_dsn).stdout
     baton("migrate", "--check", "--dsn", baton_dsn)
     with psycopg.connect(baton_dsn, autocommit=True) as conn:
@@ -283,6 +283,8 @@ def test_check_says_what_is_outdated_and_migrate_repairs_it(baton_dsn):
         ).fetchall()
         conn.execute(f"DROP TRIGGER {trigger} ON oban_jobs")
     assert trigger in baton("migrate", "--check", "--dsn", baton_dsn, code=3).stderr
+    assert "renewed" in baton("migrate", "--dsn", baton_dsn).stdout
+    assert "another build" not in baton("migrate", "--check", "--dsn", baton_dsn).stdout
 
 
 def test_a_prefix_is_named_in_the_command_to_run(baton_dsn):
@@ -290,6 +292,21 @@ def test_a_prefix_is_named_in_the_command_to_run(baton_dsn):
     assert "run: baton migrate --prefix jobs" in told
     assert "'jobs': applied" in baton("migrate", "--dsn", baton_dsn, "--prefix", "jobs").stdout
     baton("list", "--dsn", baton_dsn, "--prefix", "jobs")
+
+
+def test_a_role_that_owns_nothing_can_be_let_in(baton_dsn):
+    dsn = psycopg.conninfo.make_conninfo(baton_dsn, user="clerk")
+    with psycopg.connect(baton_dsn, autocommit=True) as conn:
+        conn.execute("DROP ROLE IF EXISTS clerk; CREATE ROLE clerk LOGIN")
+    try:
+        assert "`baton migrate --grant clerk`" in baton("list", "--dsn", dsn, code=3).stderr
+        assert "granted to clerk" in baton("migrate", "--grant", "clerk", "--dsn", baton_dsn).stdout
+        baton("list", "--dsn", dsn)
+        assert '"clerk"' in baton("migrate", "--sql", "--grant", "clerk").stdout
+        baton("migrate", "--sql", "--grant", 'a"b', code=2)
+    finally:
+        with psycopg.connect(baton_dsn, autocommit=True) as conn:
+            conn.execute("DROP OWNED BY clerk; DROP ROLE clerk")
 
 
 def test_tables_of_somebody_else_are_refused(empty_dsn):

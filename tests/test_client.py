@@ -452,7 +452,7 @@ async def leases(dsn: str) -> int:
 
 async def test_waiting_ends_at_its_timeout_and_leaves_no_lease(client: Baton, baton_dsn: str) -> None:
     run = await client.insert(sums())
-    with pytest.raises(WorkflowTimeout, match="has not finished after 0.1 seconds"):
+    with pytest.raises(WorkflowTimeout, match=r"has not finished after 0\.1 seconds"):
         await run.wait(timeout=0.1)
     with pytest.raises(WorkflowTimeout, match=r"step 'b' of run .* has not settled"):
         await run.result("b", timeout=0.1)

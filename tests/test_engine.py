@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from psycopg import AsyncConnection, errors, sql
 import baton
 from baton import _store, migration
 from baton._engine import Outcome
-from tests.kit.engine import Steps, chain, claim, sqlstate_of
+from tests.kit.engine import Steps, chain, claim, claimed_by, sqlstate_of
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
@@ -210,7 +211,7 @@ async def test_an_ack_brings_the_next_work_of_its_queue(steps: Steps) -> None:
     await steps.insert({"a": [], "b": ["a"]})
     outcomes = await steps.start("a")
     done = await steps.engine.ack(outcomes, claim())
-    (job,) = done.claimed
+    (job,) = claimed_by(done)
     assert (job["step"]["name"], job["step"]["inputs"]) == ("b", {"a": {"value": 1}})
     assert done.queues == ["default"]
     assert (await steps.jobs())["b"] == "executing"
@@ -222,13 +223,13 @@ async def test_a_claim_takes_jobs_in_obans_order_and_no_more_than_asked(steps: S
             "INSERT INTO oban_jobs (worker, priority, tags) VALUES ('W', %s, ARRAY[%s])", priority, name
         )
     done = await steps.engine.ack([], claim(demand=2))
-    assert [job["tags"] for job in done.claimed] == [["high"], ["middle"]]
+    assert [job["tags"] for job in claimed_by(done)] == [["high"], ["middle"]]
 
 
 async def test_two_claims_at_once_never_take_the_same_job(steps: Steps) -> None:
     await steps.run("INSERT INTO oban_jobs (worker) SELECT 'W' FROM generate_series(1, 60)")
     claims = await asyncio.gather(*(steps.engine.ack([], claim(demand=7)) for _ in range(12)))
-    taken = [job["id"] for done in claims for job in done.claimed]
+    taken = [job["id"] for done in claims for job in claimed_by(done)]
     assert sorted(taken) == sorted(set(taken))
     assert len(taken) == 60
 
@@ -244,7 +245,7 @@ async def test_a_claim_does_not_touch_the_workflow_row(steps: Steps) -> None:
 
 async def test_a_claimed_job_that_never_started_goes_back_with_its_attempt(steps: Steps) -> None:
     await steps.insert({"a": []})
-    (job,) = (await steps.engine.ack([], claim())).claimed
+    (job,) = claimed_by(await steps.engine.ack([], claim()))
     at = datetime.fromisoformat(job["attempted_at"]).replace(tzinfo=UTC)
     await steps.engine.give_back([(job["id"], at - timedelta(seconds=1))])
     assert (await steps.jobs())["a"] == "executing", "fenced like an ack"
@@ -351,7 +352,7 @@ async def test_obans_pruner_takes_nothing_from_a_running_workflow(steps: Steps) 
     await steps.finish("a", result='"kept"')
     oban = await steps.oban()
     assert await oban._query.prune_jobs(0, 100) == 1
-    (job,) = (await steps.engine.ack([], claim())).claimed
+    (job,) = claimed_by(await steps.engine.ack([], claim()))
     assert job["step"]["inputs"] == {"a": {"value": "kept"}}
     await steps.run("UPDATE oban_jobs SET state = 'completed' WHERE id = %s", job["id"])
     await steps.finish("c")
@@ -467,7 +468,7 @@ async def test_plain_jobs_have_no_step_and_cost_the_trigger_nothing_but_a_look(s
     oban = await steps.oban()
     ids = [row[0] for row in await steps.rows("SELECT id FROM oban_jobs ORDER BY id")]
     done = await steps.engine.ack([], claim(demand=3))
-    assert all(job["step"] is None for job in done.claimed)
+    assert all(job["step"] is None for job in claimed_by(done))
     await steps.engine.ack(
         [
             Outcome(
@@ -476,7 +477,7 @@ async def test_plain_jobs_have_no_step_and_cost_the_trigger_nothing_but_a_look(s
                 "completed",
                 result="7",
             )
-            for job in done.claimed
+            for job in claimed_by(done)
         ]
     )
     await oban.cancel_many_jobs(ids[3:5])
@@ -744,6 +745,7 @@ async def test_a_sweep_that_still_cannot_repair_one_step_pays_and_repairs_the_ot
 
     assert await steps.engine.sweep() == ["default"]
     assert (await steps.states())["b"] == "available"
+    assert await steps.engine.sweep() == []
     assert await steps.rows("SELECT sqlstate, error FROM workflow_repairs") == [("XX999", "broken")]
     await steps.run("DROP TRIGGER break_it ON workflows")
     await steps.engine.sweep()
@@ -859,6 +861,8 @@ async def test_whatever_is_called_from_outside_has_its_owners_rights_and_a_fixed
     entries = {
         "ack",
         "give_back",
+        "reclaim",
+        "reconcile",
         "insert",
         "store",
         "sweep",
@@ -948,6 +952,38 @@ async def test_the_audit_finds_what_the_trigger_could_not_see(steps: Steps) -> N
     await steps.run("UPDATE oban_jobs SET state = 'completed' WHERE state = 'available'")
     await steps.run("RESET session_replication_role")
     assert [(row[0], row[2]) for row in await steps.audit()] == [("pairing", "a")]
+
+
+async def test_what_changed_behind_the_triggers_back_is_found_and_followed(steps: Steps) -> None:
+    await steps.insert({"done": [], "gone": [], "b": ["done"], "c": ["gone"], "let": [], "through": ["let"]})
+    await steps.run("SET session_replication_role = replica")
+    await steps.run("UPDATE oban_jobs SET state = 'completed' WHERE id = %s", await steps.job_id("done"))
+    await steps.run("UPDATE oban_jobs SET state = 'available' WHERE id = %s", await steps.job_id("through"))
+    await steps.run("DELETE FROM oban_jobs WHERE id = %s", await steps.job_id("gone"))
+    await steps.run("RESET session_replication_role")
+    assert await steps.value("SELECT baton_reconcile()") == 3
+    assert await steps.states() == {
+        "done": "completed",
+        "gone": "cancelled",
+        "b": "available",
+        "c": "cancelled",
+        "let": "available",
+        "through": "held",
+    }
+    assert await steps.value("SELECT baton_reconcile()") == 0
+
+
+async def test_jobs_that_a_producer_claimed_without_knowing_go_back(steps: Steps) -> None:
+    await steps.run("INSERT INTO oban_jobs (worker) SELECT 'W' FROM generate_series(1, 3)")
+    ours, other = claim(), claim()
+    known, lost = [job["id"] for job in claimed_by(await steps.engine.ack([], replace(ours, demand=2)))]
+    await steps.engine.ack([], other)
+    assert (
+        await steps.value("SELECT baton_reclaim('default', %s, ARRAY[%s::bigint])", ours.producer, known) == 1
+    )
+    assert await steps.rows("SELECT id, state::text, attempt FROM oban_jobs WHERE state = 'available'") == [
+        (lost, "available", 0)
+    ]
 
 
 # --- notifications -----------------------------------------------------------------------------------
@@ -1061,7 +1097,7 @@ async def test_a_value_is_stored_in_its_own_commit_and_only_by_the_attempt_that_
     assert await steps.rows("SELECT key, value, attempt FROM workflow_checkpoints") == [
         ("", {"value": "kept"}, 1)
     ]
-    (job,) = (await steps.engine.ack([], claim())).claimed
+    (job,) = claimed_by(await steps.engine.ack([], claim()))
     assert job["step"]["stored"] == {"value": "kept"}
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
@@ -418,6 +419,7 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             batch = [self._outcome(claim, "completed") for claim in self._claimed(rows, 100)]
             self._acked(self.run(self.db.main.ack(batch)), self.model.ack(batch))
+        assert self.run(self.db.main.engine.reconcile()) == 0
         self.the_database_is_what_the_model_says()
         self.the_audit_finds_nothing()
         assert all(row["outcome"] for row in self.run(self.db.runs()).values())
@@ -425,8 +427,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     # --- helpers --------------------------------------------------------------------------------------
 
-    def _claimed(self, rows: list[dict[str, Any]], demand: int) -> list[Claimed]:
+    def _claimed(self, jobs: list[str], demand: int) -> list[Claimed]:
         """Check what a claim brought: S1, the gate, and S11, the inputs."""
+        rows = [orjson.loads(job) for job in jobs]
         able = self.model.claimable()
         assert {row["id"] for row in rows} <= able
         assert len(rows) == min(demand, len(able))
@@ -497,7 +500,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
 
 
-# What only a run that went deep enough has come to. The rarest of them turns up in every tenth example or so.
+# What only a run that went deep enough has come to. Without it there are more examples, then a failure.
 WORTH_SEEING = (
     "completed workflow",
     "failed workflow",
@@ -553,14 +556,16 @@ def check(dsn: str, examples: settings, broken: str | None = None) -> Counter[st
 @pytest.mark.timeout(7200 if LONG else 600)
 def test_the_engine_does_what_the_model_does_whatever_happens(baton_dsn: str) -> None:
     seen = check(baton_dsn, EXAMPLES)
-    never = [fact for fact in WORTH_SEEING if not seen[fact]]
+    for _ in range(3):
+        never = [fact for fact in WORTH_SEEING if not seen[fact]]
+        if not never:
+            break
+        seen += check(baton_dsn, settings(EXAMPLES, derandomize=False, max_examples=40))
     assert not never, f"no example came to it, so this run proves nothing about it: {never}"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "broken", ["ack_unfenced", "doom_one_level", "settle_by_looking", "take_jobs_waiting"]
-)
+@pytest.mark.parametrize("broken", ["ack_unfenced", "doom_one_level", "take_jobs_waiting"])
 def test_the_machine_catches_a_broken_function(broken: str, baton_dsn: str) -> None:
     examples = settings(EXAMPLES, max_examples=1000, phases=[Phase.generate], derandomize=True, database=None)
     with pytest.raises(AssertionError):
@@ -769,29 +774,31 @@ async def storm(meeting: Meeting, rounds: int) -> tuple[list[BaseException], int
     watching = asyncio.create_task(_watch(meeting.breakpoint))
     errors: list[BaseException] = []
     owed = 0
-    deadline = time.monotonic() + 10
-    for turn in range(rounds):
-        if time.monotonic() > deadline:
-            break
-        if turn % 30 == 29:
-            # What has finished would only slow the watcher down.
-            await settle_down(meeting)
-        jobs = await meeting.insert(WEB)
-        outcomes = await db.main.start(*jobs[:4])
-        outcomes[turn % 4] = replace(outcomes[turn % 4], state="cancelled", result=None)
-        calls: list[Awaitable[Any]] = [
-            session.ack([outcome]) for session, outcome in zip(sessions, outcomes, strict=False)
-        ]
-        for place, session in enumerate(sessions[4:]):
-            calls.append(
-                session.cancel(*{jobs[4 + (turn + place) % 12], jobs[4 + (turn * 5 + place * 7) % 12]})
-            )
-        answers = await asyncio.gather(*calls[turn % 8 :], *calls[: turn % 8], return_exceptions=True)
-        errors += [answer for answer in answers if isinstance(answer, BaseException)]
-        owed += any(isinstance(answer, Acked) and answer.owed for answer in answers)
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    try:
+        deadline = time.monotonic() + 10
+        for turn in range(rounds):
+            if time.monotonic() > deadline:
+                break
+            if turn % 30 == 29:
+                # What has finished would only slow the watcher down.
+                await settle_down(meeting)
+            jobs = await meeting.insert(WEB)
+            outcomes = await db.main.start(*jobs[:4])
+            outcomes[turn % 4] = replace(outcomes[turn % 4], state="cancelled", result=None)
+            calls: list[Awaitable[Any]] = [
+                session.ack([outcome]) for session, outcome in zip(sessions, outcomes, strict=False)
+            ]
+            for place, session in enumerate(sessions[4:]):
+                calls.append(
+                    session.cancel(*{jobs[4 + (turn + place) % 12], jobs[4 + (turn * 5 + place * 7) % 12]})
+                )
+            answers = await asyncio.gather(*calls[turn % 8 :], *calls[: turn % 8], return_exceptions=True)
+            errors += [answer for answer in answers if isinstance(answer, BaseException)]
+            owed += any(isinstance(answer, Acked) and answer.owed for answer in answers)
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
     return errors, owed
 
 
@@ -799,12 +806,11 @@ async def settle_down(meeting: Meeting) -> None:
     """Sweep once and work everything off: every workflow finishes, nothing is owed. Then clear the tables."""
     db = meeting.db
     await db.main.engine.sweep()
-    while claimed := await db.main.claim(1000):
-        began = [datetime.fromisoformat(row["attempted_at"]).replace(tzinfo=UTC) for row in claimed]
-        batch = [
-            Outcome(row["id"], at, "completed", result="1") for row, at in zip(claimed, began, strict=True)
-        ]
-        await db.main.ack(batch)
+    while rows := [orjson.loads(job) for job in await db.main.claim(1000)]:
+        began = [datetime.fromisoformat(row["attempted_at"]).replace(tzinfo=UTC) for row in rows]
+        await db.main.ack(
+            [Outcome(row["id"], at, "completed", result="1") for row, at in zip(rows, began, strict=True)]
+        )
     assert await db.audit() == []
     assert not any(step["owed"] for step in (await db.steps()).values())
     assert all(run["outcome"] for run in (await db.runs()).values())

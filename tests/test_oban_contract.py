@@ -113,24 +113,22 @@ def test_a_signature_is_as_it_was(function: Any) -> None:
     assert str(inspect.signature(function)) == SIGNATURES[function]
 
 
+EXTENSIONS = {
+    "get_ext": ["name", "default"],
+    "put_ext": ["name", "func"],
+    "use_ext": ["name", "default", "args", "kwargs"],
+}
+
+
 def test_extensions_are_kept_by_name_and_called_with_what_they_are_given() -> None:
-    assert (
-        str(inspect.signature(oban._extensions.get_ext))
-        == "(name: str, default: collections.abc.Callable) -> collections.abc.Callable"
-    )
-    assert (
-        str(inspect.signature(oban._extensions.put_ext))
-        == "(name: str, func: collections.abc.Callable) -> None"
-    )
-    assert str(inspect.signature(oban._extensions.use_ext)) == (
-        "(name: str, default: collections.abc.Callable, /, *args, **kwargs) -> Any"
-    )
+    parameters = {name: list(inspect.signature(getattr(oban._extensions, name)).parameters) for name in EXTENSIONS}
+    assert parameters == EXTENSIONS
     assert oban.schema.install_sql().startswith("-- Types")
 
 
 # Attributes of live objects, by the name under which the code holds them.
 ATTRIBUTES = {
-    "oban": {"_query", "_producers", "_notifier", "_stager", "_prefix", "_signal_token"},
+    "oban": {"_shutdown_grace_period", "_query", "_producers", "_notifier", "_stager", "_prefix", "_signal_token"},
     "query": {"_pool", "_prefix"},
     "producer": {
         "_debounce_interval",
@@ -588,8 +586,7 @@ async def test_a_job_is_asked_to_stop_by_obans_cancel(baton_dsn: str) -> None:
     @step(name="tests.contract.cancellable", max_attempts=1)
     async def cancellable() -> str:
         began.set()
-        while not baton.current().cancelled:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: baton.current().cancelled)
         return "was told"
 
     workflow = Workflow("told")
@@ -599,6 +596,23 @@ async def test_a_job_is_asked_to_stop_by_obans_cancel(baton_dsn: str) -> None:
         await began.wait()
         await worker.oban.cancel_job((await run.status()).step("it").job_id)
         assert await run.result("it", timeout=10) == "was told"
+
+
+@baton.worker()
+class Nobody:
+    async def process(self, job: Job) -> None: ...
+
+
+async def test_a_cancel_that_comes_before_the_job_has_begun_is_not_lost(baton_dsn: str) -> None:
+    async with Baton(baton_dsn, queues={"default": 1}) as worker:
+        assert worker._seam is not None
+        producer = worker.oban._producers["default"]
+        job = Nobody.new()
+        job.id = 0
+        task = worker._seam.dispatcher.dispatch(producer, job)
+        worker._seam.dispatcher.cancel(producer, job)
+        assert job.cancelled()
+        await task
 
 
 @pytest.mark.xfail(strict=True, reason="Oban rescues by age alone; a rescue by liveness is not built yet")

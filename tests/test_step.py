@@ -687,8 +687,8 @@ async def test_threads_that_go_on_count_against_the_limit_although_the_step_is_t
         count(1)
         count(-1)
 
-    try:
-        async with working(baton_dsn, queues={"default": 2}) as baton_:
+    async with working(baton_dsn, queues={"default": 2}) as baton_:
+        try:
             run = await insert(baton_, it=lingers.new())
             # Two attempts, and with them two threads, fill both slots.
             await eventually(lambda: running.acquire(blocking=False))
@@ -696,17 +696,15 @@ async def test_threads_that_go_on_count_against_the_limit_although_the_step_is_t
             other = await insert(baton_, a=counts.new(), b=counts.new())
 
             async def second_attempt_written() -> bool:
-                return (await run.status()).step("it").attempt == 2 and (await states(run))[
-                    "it"
-                ] != "executing"
+                it = (await run.status()).step("it")
+                return it.attempt == 2 and it.state != "executing"
 
             await eventually(second_attempt_written)
             assert max(at_once) == 2, "more threads than the queue's limit"
             assert set((await states(other)).values()) == {"available"}
+        finally:
             let_go.set()
-            await other.wait(timeout=10)
-    finally:
-        let_go.set()
+        await other.wait(timeout=10)
 
 
 # --- where and when --------------------------------------------------------------------------------------

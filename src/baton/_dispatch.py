@@ -4,6 +4,7 @@ Part of the seam to Oban: a subclass of its executor, and the dispatcher that it
 """
 
 import asyncio
+import itertools
 import logging
 import traceback
 from collections.abc import Callable
@@ -109,6 +110,7 @@ class Dispatcher:
         self._tasks: dict[asyncio.Task[None], Producer] = {}
         self._ending = False
         self._hurried = False
+        self._slots = itertools.count(1)
 
     async def start(self) -> None:
         """Nothing to start: tasks begin with their jobs."""
@@ -139,6 +141,8 @@ class Dispatcher:
 
     def dispatch(self, producer: Producer, job: Job) -> "asyncio.Task[None]":
         """Run a job in a task of its own."""
+        # Before its task begins, so that a cancel that comes at once finds it.
+        job._cancellation = asyncio.Event()
         task = asyncio.create_task(self._run(producer, job), name=f"baton-job-{job.id}")
         self._tasks[task] = producer
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
@@ -150,7 +154,6 @@ class Dispatcher:
             job._cancellation.set()
 
     async def _run(self, producer: Producer, job: Job) -> None:
-        job._cancellation = asyncio.Event()
         attempt = _step.attempt_of(job)
         if attempt is None:
             action = await self._execute(job, producer)
@@ -164,9 +167,22 @@ class Dispatcher:
         finally:
             _step.leave(token)
         if attempt.thread is not None and not attempt.thread.done() and not self._hurried:
-            # The outcome is written now; the slot stays taken until the thread is done.
+            self._linger(producer, job, attempt.thread)
+
+    def _linger(self, producer: Producer, job: Job, thread: "asyncio.Future[Any]") -> None:
+        """Keep a slot taken until a thread is done, although its attempt's outcome is written and the next one may begin."""
+        # Under a number that is no job's, because the next attempt stands under the job's.
+        slot = -next(self._slots)
+        task = asyncio.create_task(_ended(thread), name=f"baton-thread-{job.id}")
+        self._tasks[task] = producer
+        producer._running_jobs[slot] = (job, task)
+
+        def free(done: "asyncio.Task[None]") -> None:
+            self._tasks.pop(done, None)
+            producer._running_jobs.pop(slot, None)
             producer.notify()
-            await asyncio.wait({attempt.thread})
+
+        task.add_done_callback(free)
 
     async def _execute(self, job: Job, producer: Producer) -> AckAction:
         def giving_back() -> bool:
@@ -181,6 +197,10 @@ class Dispatcher:
             return AckAction(job=job, state="available", attempt_change=-1)
         assert executor.action is not None
         return executor.action
+
+
+async def _ended(thread: "asyncio.Future[Any]") -> None:
+    await asyncio.wait({thread})
 
 
 def _gate(job: Job, attempt: _step.Attempt) -> AckAction | None:

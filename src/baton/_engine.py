@@ -232,6 +232,16 @@ class Engine:
         assert row is not None
         return int(row[0])
 
+    async def rescue(self, grace: float) -> int:
+        """Run jobs again whose process is gone for `grace` seconds; returns how many."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(self._sql("SELECT /* schema */baton_rescue(%s)"), (grace,))
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def reset(self) -> None:
         """Forget every workflow."""
         pool = await self.open()

@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import orjson
 import psycopg
-from oban import Oban
+from oban import Oban, telemetry
 from oban._executor import AckAction
 from oban._extensions import get_ext, put_ext, use_ext
+from oban._lifeline import _rescue as oban_rescue
 from oban._producer import Producer
 from oban._producer import _get_jobs as oban_get_jobs
 from oban._query import Query
@@ -43,6 +45,8 @@ _REFUSED = ("21", "22", "23", "54", "P0")
 _CALL_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _CHECK_EVERY = 60.0
+# As long as Oban lets a producer be silent before it removes its row.
+_RESCUE_GRACE = 60.0
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
 
@@ -344,9 +348,9 @@ class Seam:
             return
         for text in claimed:
             try:
-                # The standard library's, as in Oban: orjson makes floats of large integers and refuses deep nesting.
-                job = self._job(json.loads(text))
-            except (ValueError, RecursionError) as error:
+                job = self._job(_read_claim(text))
+            except Exception as error:
+                # Whatever somebody wrote into the row: the others are claimed as well, and must run.
                 self._refuse(producer, text, error)
             else:
                 self._claimed.setdefault(producer._uuid, []).append(job)
@@ -432,6 +436,20 @@ class Seam:
         )
 
 
+def _read_claim(text: str) -> dict[str, Any]:
+    """A claimed job. A step's values were written by our codec, which has no integers beyond 64 bits: what looks like one is a
+    large float. An ordinary job's are read by the standard library, as in Oban; orjson would make floats of large integers."""
+    try:
+        row: dict[str, Any] = orjson.loads(text)
+        if row["step"] is not None:
+            return row
+    except orjson.JSONDecodeError:
+        # Nested deeper, or larger, than orjson takes.
+        pass
+    ordinary: dict[str, Any] = json.loads(text)
+    return ordinary
+
+
 def _batches(outcomes: list[Outcome]) -> list[list[Outcome]]:
     batches: list[list[Outcome]] = [[]]
     size = 0
@@ -484,6 +502,7 @@ def _fill_slots() -> None:
     previous_get = get_ext("producer.get_jobs", oban_get_jobs)
     previous_wrap = get_ext("executor.wrap_result", lambda _job, result: result)
     previous_stage = get_ext("stager.before_stage", _nothing)
+    previous_rescue = get_ext("lifeline.rescue", oban_rescue)
     previous_reset = get_ext("query.reset", oban_reset)
 
     async def ack_jobs(query: Query, actions: list[AckAction]) -> list[int]:
@@ -520,6 +539,14 @@ def _fill_slots() -> None:
                 # Staging is Oban's business and goes on without us.
                 logger.warning("could not sweep; trying again in a second", exc_info=True)
 
+    async def rescue(query: Query, rescue_after: float) -> None:
+        seam = _seams.get(query)
+        if seam is None:
+            await previous_rescue(query, rescue_after)
+            return
+        with telemetry.span("oban.lifeline.rescue", {}) as context:
+            context.add({"rescued_count": await seam.engine.rescue(_RESCUE_GRACE)})
+
     async def reset(query: Query) -> None:
         await previous_reset(query)
         seam = _seams.get(query)
@@ -528,6 +555,7 @@ def _fill_slots() -> None:
 
     _filled.update(
         {
+            "lifeline.rescue": rescue,
             "query.reset": reset,
             "query.ack_jobs": ack_jobs,
             "producer.get_jobs": get_jobs,

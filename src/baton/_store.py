@@ -17,7 +17,7 @@ _PINNED = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off "
     "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-_PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+_PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")
 
 
 def validate_prefix(prefix: str) -> str:
@@ -26,11 +26,12 @@ def validate_prefix(prefix: str) -> str:
     Oban pastes it into its statements unquoted, so only names that need no quotes will do.
 
     Raises:
-        InvalidOption: It has other characters than a-z, 0-9 and `_`, starts with a digit or is too long.
+        InvalidOption: It has other characters than a-z, 0-9 and `_`, starts with a digit or pg_, or is too long.
     """
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise InvalidOption(
-            f"prefix {prefix!r} is not a schema Baton can use: 1 to 40 of a-z, 0-9 and _, not starting with a digit"
+            f"prefix {prefix!r} is not a schema Baton can use: 1 to 40 of a-z, 0-9 and _, not starting with a digit "
+            "or pg_"
         )
     return prefix
 

@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import update_wrapper
@@ -247,8 +247,15 @@ def cli() -> None:
 )
 @click.option("--down", is_flag=True, help="Remove Baton's tables with all workflows. Oban's stay.")
 @click.option("--yes", is_flag=True, help="With --down: do not ask.")
+@click.option(
+    "--grant",
+    "roles",
+    multiple=True,
+    metavar="ROLE",
+    help="Let a role work that does not own the tables. Repeatable.",
+)
 @_database_options
-def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool) -> None:
+def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, roles: tuple[str, ...]) -> None:
     """Create or upgrade the tables, Oban's included.
 
     Doing it again does nothing, so it can be part of every deployment. To print the SQL of an upgrade alone, call
@@ -258,8 +265,10 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool) ->
         raise click.UsageError("--check, --sql and --down exclude each other.")
     if yes and not down:
         raise click.UsageError("--yes is for --down.")
+    if roles and (check or down):
+        raise click.UsageError("--grant goes with a migration or with --sql.")
     if as_sql:
-        text = api.migration.sql(target.prefix)
+        text = api.migration.sql(target.prefix, grant=roles)
         click.echo(
             f"-- Baton {api.__version__}, to run in one transaction. Oban's own tables must be there already:\n"
             f"-- python -c \"from oban.schema import install_sql; print(install_sql('{target.prefix}'))\"\n{text}"
@@ -269,36 +278,38 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool) ->
     elif down:
         asyncio.run(_down(target, ask=not yes))
     else:
-        asyncio.run(_up(target))
+        asyncio.run(_up(target, roles))
 
 
-async def _up(target: Target) -> None:
+async def _up(target: Target, roles: Sequence[str]) -> None:
     async with target.database() as dsn:
         before = await api.migration.check(dsn, prefix=target.prefix)
-        applied = await api.migration.up(dsn, prefix=target.prefix)
+        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles)
     where = f"schema {target.prefix!r}"
     if applied:
         click.echo(f"{where}: applied {', '.join(f'version {version}' for version in applied)}")
-    elif before.ready:
+    elif before.ready and (before.current or before.version > before.wanted):
         click.echo(f"{where}: up to date (version {before.version})")
     else:
         click.echo(f"{where}: functions and triggers renewed (version {before.version})")
+    if roles:
+        click.echo(f"{where}: granted to {', '.join(roles)}")
 
 
 async def _check(target: Target) -> None:
     async with target.database() as dsn:
         state = await api.migration.check(dsn, prefix=target.prefix)
     if state.ready:
-        click.echo(f"schema {target.prefix!r}: up to date (version {state.version})")
+        other = "" if state.current else ", with the functions of another build, which will do"
+        click.echo(f"schema {target.prefix!r}: up to date (version {state.version}{other})")
         return
-    wrong = "its functions are of another build of Baton"
     if not state.version:
         wrong = "has no tables of Baton's" if state.oban else "has no tables of Oban's and none of Baton's"
     elif not state.oban:
         wrong = "has no tables of Oban's"
     elif state.version < state.wanted:
         wrong = f"is at version {state.version}; this Baton needs {state.wanted}"
-    elif state.missing_triggers:
+    else:
         wrong = f"misses the triggers {', '.join(state.missing_triggers)}"
     command = "baton migrate" + (f" --prefix {target.prefix}" if target.prefix != "public" else "")
     raise CannotStart(f"schema {target.prefix!r} {wrong}; run: {command}")

@@ -77,6 +77,8 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
             f'INSERT INTO "{prefix}".workflow_migrations (version, name) '
             f"VALUES ({migration.version}, '{migration.name}') ON CONFLICT DO NOTHING;"
         )
+    # A function whose parameters or result changed cannot be replaced, and would stay beside its successor.
+    parts.append(_store.load("drop_functions", prefix).decode())
     parts.extend(_store.render(text, prefix) for _, text in _store.functions())
     parts.append(_store.load("create_triggers", prefix).decode())
     parts.append(_store.load("revoke_functions", prefix).decode())
@@ -159,6 +161,11 @@ async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> 
         # All of a database's migrations queue up here, Oban's install included.
         await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
         await conn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        quoted = await (await conn.execute("SELECT quote_ident(%s)", (prefix,))).fetchone()
+        if quoted != (prefix,):
+            raise InvalidOption(
+                f"prefix {prefix!r} is a word that SQL keeps for itself, and Oban writes it without quotes"
+            )
         await conn.execute(pgsql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(pgsql.Identifier(prefix)))
         found = await _read(conn, prefix)
         if found.oban and (found.version > found.wanted or (found.ready and found.current)):

@@ -149,7 +149,7 @@ class Session:
         claim = Claim(queue=QUEUE, demand=demand, node="test", producer=PRODUCER)
         return await self.engine.ack(outcomes, claim)
 
-    async def claim(self, demand: int) -> list[dict[str, Any]]:
+    async def claim(self, demand: int) -> list[str]:
         return (await self.ack([], demand)).claimed
 
     async def start(self, *jobs: int) -> list[Outcome]:

@@ -1,5 +1,6 @@
 """The engine without workers: a graph in the database, and its attempts in the hands of a test."""
 
+import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -188,6 +189,11 @@ class Steps:
                 "WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
             )
         ]
+
+
+def claimed_by(done: Acked) -> list[dict[str, Any]]:
+    """The jobs that an ack claimed, as JSON."""
+    return [json.loads(job) for job in done.claimed]
 
 
 def claim(queue: str = "default", demand: int = 100) -> Claim:

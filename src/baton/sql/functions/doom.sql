@@ -15,8 +15,15 @@ BEGIN
       SELECT DISTINCT ON (step.id) step.id, step.job_id,
              'its dependency ' || quote_literal(cause.name) || ' was ' || cause.state AS reason
       FROM /* schema */workflow_edges AS edge
-      JOIN /* schema */workflow_nodes AS cause ON cause.id = edge.dependency_id
-      JOIN /* schema */workflow_nodes AS step ON step.id = edge.dependent_id
+      -- OFFSET keeps these look-ups; see release.
+      CROSS JOIN LATERAL (
+        SELECT node.name, node.state, node.position FROM /* schema */workflow_nodes AS node
+        WHERE node.id = edge.dependency_id OFFSET 0
+      ) AS cause
+      CROSS JOIN LATERAL (
+        SELECT node.id, node.job_id, node.state, node.ignore_cancelled, node.ignore_discarded
+        FROM /* schema */workflow_nodes AS node WHERE node.id = edge.dependent_id OFFSET 0
+      ) AS step
       WHERE edge.dependency_id = ANY(level)
         AND step.state = 'held'
         AND NOT CASE cause.state WHEN 'cancelled' THEN step.ignore_cancelled

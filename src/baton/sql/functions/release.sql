@@ -15,7 +15,11 @@ BEGIN
     SELECT edge.dependent_id AS id, count(*)::integer AS settled
     FROM /* schema */workflow_edges AS edge WHERE edge.dependency_id = ANY(p_ids) GROUP BY edge.dependent_id
   ) AS counted
-  JOIN /* schema */workflow_nodes AS step ON step.id = counted.id
+  -- OFFSET keeps this a look-up for each of them. While the table is small, reading it all seems cheaper, and the plan stays.
+  CROSS JOIN LATERAL (
+    SELECT node.id, node.job_id, node.waiting_on, node.state FROM /* schema */workflow_nodes AS node
+    WHERE node.id = counted.id OFFSET 0
+  ) AS step
   WHERE step.state = 'held';
 
   IF dependents IS NULL THEN

@@ -33,9 +33,12 @@ BEGIN
     WHERE node.owed AND (node.job_id = ANY(jobs) OR node.id = ANY(gone));
   END IF;
 
+  -- Repairs wait until nothing is owed: workflows are locked in one order, and these come one by one.
   FOR one IN
     SELECT repair.step_id, repair.state, repair.error FROM /* schema */workflow_repairs AS repair
-    ORDER BY repair.step_id LIMIT 100 FOR UPDATE SKIP LOCKED
+    JOIN /* schema */workflow_nodes AS node ON node.id = repair.step_id
+    WHERE step IS NULL
+    ORDER BY node.workflow_id, repair.step_id LIMIT 100 FOR UPDATE OF repair SKIP LOCKED
   LOOP
     BEGIN
       queues := queues || /* schema */baton_settle(
