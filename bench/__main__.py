@@ -1,8 +1,8 @@
 """Measure Baton beside plain Oban on one embedded PostgreSQL, and print the table of the README.
 
-Each measurement is warmed up, then taken five times, Baton and Oban in turn, so that both see the same moods of the machine; the
-median counts. Both run in one process with uvloop, concurrency 50 and pools of ten connections on the same server, fsync and
-synchronous_commit on. Ratios within one run mean something, absolute numbers are this machine's.
+Each measurement is warmed up, then taken five times, all of them in turn, so that both sides see the same moods of the machine;
+the median counts. Both run in one process with uvloop, concurrency 50 and pools of ten connections on the same server, fsync
+and synchronous_commit on. Ratios within one run mean something, absolute numbers are this machine's.
 
     make bench                   print the table
     make bench ARGS=--write      put it into README.md as well
@@ -90,8 +90,9 @@ class Bench:
         self.dsn = dsn
 
     async def drained(self, conn: psycopg.AsyncConnection) -> None:
+        # Asked from outside, as neither side is to help the other's clock.
         left = "SELECT count(*) FROM oban_jobs WHERE state NOT IN ('completed', 'cancelled', 'discarded')"
-        while (row := await (await conn.execute(left)).fetchone()) and row[0]:
+        while (row := await (await conn.execute(left)).fetchone()) and row[0]:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     @asynccontextmanager
@@ -123,8 +124,7 @@ class Bench:
             return await self._jobs(baton.oban, conn)
 
     async def _jobs(self, oban: Oban, conn: psycopg.AsyncConnection) -> float:
-        for queue in ("default",):
-            await oban.pause_queue(queue)
+        await oban.pause_queue("default")
         await oban.enqueue_many([Work.new() for _ in range(STEPS)])
         started = time.perf_counter()
         await oban.resume_queue("default")
@@ -238,8 +238,8 @@ def _table(median: dict[str, float], version: int) -> str:
 | insert a graph of 1,000 steps, durably | {median["insert"]:.0f} ms | |
 | one diamond on an idle system, p50 | {median["idle"]:.1f} ms | |
 
-{os.cpu_count()} cores, PostgreSQL {version} (embedded, fsync on), Python {sys.version.split()[0]}, {datetime.now(UTC):%Y-%m-%d}; \
-`make bench` prints it anew.
+{os.cpu_count()} cores, PostgreSQL {version} (embedded, fsync on), Python {sys.version.split()[0]}, \
+{datetime.now(UTC):%Y-%m-%d}; `make bench` prints it anew.
 """
 
 

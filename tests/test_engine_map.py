@@ -83,7 +83,7 @@ RULES = {
         "test_work_does_not_grow_with_what_was_inserted_since_its_plan_was_made",
     ],
     "functions run with their owner's rights, on a fixed search path, without foreign keys": [
-        "test_whatever_is_called_from_outside_has_its_owners_rights_and_a_fixed_search_path",
+        "test_triggers_have_their_owners_rights_and_a_fixed_search_path_and_nothing_else_has",
         "test_a_strangers_search_path_does_not_change_what_the_functions_read",
         "test_obans_type_and_tables_can_be_dropped_for_nothing_of_batons_depends_on_them",
     ],

@@ -376,7 +376,9 @@ async def test_a_row_that_nobody_expects_does_not_keep_its_neighbours_from_runni
 
             await eventually(settled, timeout=2)
         # What no Python datetime can hold ends with an error that says so.
-        cursor = await conn.execute("SELECT errors FROM oban_jobs WHERE state = 'discarded' AND errors <> '[]'")
+        cursor = await conn.execute(
+            "SELECT errors FROM oban_jobs WHERE state = 'discarded' AND errors <> '[]'"
+        )
         assert len(Plain.ran) + len(await cursor.fetchall()) == 1
 
 

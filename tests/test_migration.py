@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -11,7 +12,7 @@ from oban.schema import install_sql
 from psycopg import AsyncConnection, errors
 
 from baton import Baton, Workflow, _store, migration, step, testing
-from baton.errors import InvalidOption, SchemaConflict, SchemaMissing, SchemaOutdated
+from baton.errors import InvalidOption, SchemaConflict, SchemaMissing, SchemaOutdated, StartError
 from tests.kit.wait import eventually
 
 LATEST = _store.migrations()[-1].version
@@ -184,7 +185,9 @@ async def test_functions_of_another_build_are_replaced(baton_dsn: str, db: Async
         "CREATE OR REPLACE FUNCTION baton_cancel_jobs(p_ids bigint[]) RETURNS void LANGUAGE sql AS ''"
     )
     state = await migration.check(baton_dsn)
-    assert (state.ready, state.current, state.version) == (True, False, LATEST), "old and new run side by side"
+    assert (state.ready, state.current, state.version) == (True, False, LATEST), (
+        "old and new run side by side"
+    )
     assert await migration.up(baton_dsn) == []
     assert (await migration.check(baton_dsn)).current
     (body,) = (await rows(db, "SELECT prosrc FROM pg_proc WHERE proname = 'baton_cancel_jobs'"))[0]
@@ -234,6 +237,25 @@ async def test_triggers_and_tables_come_back_after_oban_was_reinstalled(
     await migration.up(baton_dsn)
     assert (await migration.check(baton_dsn)).ready
     assert (await testing.run(simple(), dsn=baton_dsn)).outcome == "completed"
+
+
+async def test_a_role_that_was_granted_to_works_and_another_is_told_the_command(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    roles = [f"{what}_{uuid4().hex[:8]}" for what in ("worker", "stranger")]
+    for role in roles:
+        await db.execute(f"CREATE ROLE {role} LOGIN".encode())
+        # Oban's tables are for Oban's users to grant.
+        await db.execute(f"GRANT ALL ON oban_jobs, oban_producers, oban_leaders TO {role}".encode())
+    worker, stranger = (baton_dsn.replace("postgres@", f"{role}@") for role in roles)
+    try:
+        await migration.up(baton_dsn, grant=[roles[0]])
+        assert (await testing.run(simple(), dsn=worker)).outcome == "completed"
+        with pytest.raises(StartError, match=f"baton migrate --grant {roles[1]}"):
+            await Baton(stranger).start()
+    finally:
+        for role in roles:
+            await db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
 # --- locks -------------------------------------------------------------------------------------------
@@ -372,3 +394,32 @@ def test_the_fingerprint_of_the_functions_changes_with_any_of_them(monkeypatch: 
 
 def test_migrations_are_numbered_without_gaps() -> None:
     assert [m.version for m in _store.migrations()] == list(range(1, LATEST + 1))
+
+
+async def test_a_role_that_owns_nothing_runs_workflows_once_it_is_granted_to(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    @step
+    def answer() -> int:
+        return 42
+
+    role = f"app_{uuid4().hex[:8]}"
+    await db.execute(f'CREATE ROLE "{role}" LOGIN'.encode())
+    theirs = baton_dsn.replace("postgres@", f"{role}@")
+    try:
+        with pytest.raises(StartError, match=f"baton migrate --grant {role}"):
+            async with Baton(theirs):
+                pass
+        assert await migration.up(baton_dsn, grant=[role]) == []
+        assert await migration.up(baton_dsn, grant=[role]) == []
+        workflow = Workflow()
+        workflow.add("answer", answer.new())
+        async with Baton(theirs, queues={"default": 1}) as granted:
+            run = await granted.insert(workflow)
+            assert await run.result("answer", timeout=10) == 42
+            assert await run.wait(timeout=10) == "completed"
+        with pytest.raises(InvalidOption, match="cannot be granted to"):
+            await migration.up(baton_dsn, grant=['x" TO public; --'])
+    finally:
+        await db.execute(f'DROP OWNED BY "{role}"'.encode())
+        await db.execute(f'DROP ROLE "{role}"'.encode())

@@ -121,14 +121,24 @@ EXTENSIONS = {
 
 
 def test_extensions_are_kept_by_name_and_called_with_what_they_are_given() -> None:
-    parameters = {name: list(inspect.signature(getattr(oban._extensions, name)).parameters) for name in EXTENSIONS}
+    parameters = {
+        name: list(inspect.signature(getattr(oban._extensions, name)).parameters) for name in EXTENSIONS
+    }
     assert parameters == EXTENSIONS
     assert oban.schema.install_sql().startswith("-- Types")
 
 
 # Attributes of live objects, by the name under which the code holds them.
 ATTRIBUTES = {
-    "oban": {"_shutdown_grace_period", "_query", "_producers", "_notifier", "_stager", "_prefix", "_signal_token"},
+    "oban": {
+        "_shutdown_grace_period",
+        "_query",
+        "_producers",
+        "_notifier",
+        "_stager",
+        "_prefix",
+        "_signal_token",
+    },
     "query": {"_pool", "_prefix"},
     "producer": {
         "_debounce_interval",
@@ -305,7 +315,8 @@ async def test_the_job_table_is_as_the_engine_expects(db: AsyncConnection) -> No
 async def test_the_producers_table_is_as_wake_expects(db: AsyncConnection) -> None:
     assert await one(
         db,
-        "SELECT array_agg(column_name::text ORDER BY column_name::text) FROM information_schema.columns WHERE table_name = 'oban_producers'",
+        "SELECT array_agg(column_name::text ORDER BY column_name::text) FROM information_schema.columns "
+        "WHERE table_name = 'oban_producers'",
     ) == ["meta", "name", "node", "queue", "started_at", "updated_at", "uuid"]
 
 
@@ -615,7 +626,6 @@ async def test_a_cancel_that_comes_before_the_job_has_begun_is_not_lost(baton_ds
         await task
 
 
-@pytest.mark.xfail(strict=True, reason="Oban rescues by age alone; a rescue by liveness is not built yet")
 async def test_a_rescue_leaves_a_slow_step_of_a_live_process_alone(baton_dsn: str) -> None:
     began, let_go = asyncio.Event(), asyncio.Event()
 

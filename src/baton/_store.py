@@ -13,8 +13,12 @@ from baton.errors import InvalidOption
 
 # Stable plans whatever the tables looked like when a session first ran the function: an index look-up per row is right for
 # every statement of the engine, on an empty table and on a large one. Without jit, whose cost check the last three would fool.
+#
+# The trigger functions alone run with their owner's rights, and on a search path of their own: whoever may write a job need not
+# have rights on Baton's tables. What Baton calls itself has its caller's rights and search path, so that a trigger of the
+# user's on the job table finds its tables as it does with Oban alone.
 _PINNED = (
-    "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off "
+    "SET plan_cache_mode = force_generic_plan SET jit = off "
     "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
 )
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")

@@ -1,4 +1,4 @@
--- revoke_functions: functions run with their owner's rights, so nobody calls them who was not granted to.
+-- revoke_functions: nobody calls them who was not granted to. A trigger needs no such right of whoever fires it.
 DO $$
 DECLARE
   ours regprocedure;

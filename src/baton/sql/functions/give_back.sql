@@ -1,7 +1,7 @@
 -- give_back: return claimed jobs that never started, with their attempt, to their queue.
 -- Fenced like an ack. Returns how many went back.
 CREATE OR REPLACE FUNCTION /* schema */baton_give_back(p_ids bigint[], p_attempted_ats timestamp[]) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   returned bigint;
 BEGIN

@@ -10,7 +10,7 @@ CREATE OR REPLACE FUNCTION /* schema */baton_insert(
   p_signore_cancelled boolean[], p_signore_discarded boolean[], p_swaiting_on integer[],
   p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text
 ) RETURNS TABLE (id uuid, inserted boolean)
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   ids uuid[] := p_wids;
   fresh boolean[] := array_fill(true, ARRAY[cardinality(p_wids)]);

@@ -1,6 +1,6 @@
 -- on_jobs_deleted: a job that is deleted before its step settled takes the step with it, as cancelled.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_deleted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp /* pinned */ AS $$
 DECLARE
   orphans bigint[];
 BEGIN

@@ -1,6 +1,6 @@
 -- on_jobs_truncated: as on_jobs_deleted, for all jobs at once. Their ids may be given out again, so no step keeps one.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_truncated() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp /* pinned */ AS $$
 DECLARE
   orphans bigint[];
 BEGIN

@@ -3,7 +3,7 @@
 -- both end after one index look-up per row. Recursion is bounded by the same comparison, never by depth: a cancel that comes
 -- from a user's own trigger arrives here at depth 2 and counts like any other.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_updated() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp /* pinned */ AS $$
 DECLARE
   settled bigint[];
   states text[];

@@ -1,7 +1,7 @@
 -- reclaim: return jobs to their queue that a producer claimed without learning of it: the commit came through, its answer did not.
 -- p_known: jobs the producer does know of. Returns how many went back.
 CREATE OR REPLACE FUNCTION /* schema */baton_reclaim(p_queue text, p_producer uuid, p_known bigint[]) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   returned bigint;
 BEGIN

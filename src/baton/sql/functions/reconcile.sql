@@ -2,7 +2,7 @@
 -- them follow: an update that changes nothing lets the trigger compare again. Work is that of the live workflows' unsettled
 -- steps. Returns how many were found; in a healthy system, none.
 CREATE OR REPLACE FUNCTION /* schema */baton_reconcile() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   jobs bigint[];
   late bigint[];

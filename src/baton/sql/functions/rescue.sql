@@ -3,7 +3,7 @@
 -- empty after a crash of the server, so absence means nothing in the server's first minute, nor in a claim's. A job with
 -- no attempt left is discarded, with a reason. Returns how many were rescued or discarded.
 CREATE OR REPLACE FUNCTION /* schema */baton_rescue(p_grace double precision) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   rescued bigint;
 BEGIN

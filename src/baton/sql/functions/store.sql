@@ -1,7 +1,7 @@
 -- store: keep a value for a step before its ack, in a commit of its own, only for the attempt that holds the job.
 -- The first value under a key stays. Returns whether the attempt still holds its job.
 CREATE OR REPLACE FUNCTION /* schema */baton_store(p_job_id bigint, p_attempted_at timestamp, p_key text, p_value text)
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+RETURNS boolean LANGUAGE plpgsql /* pinned */ AS $$
 BEGIN
   PERFORM 1 FROM /* schema */oban_jobs AS job
   WHERE job.id = p_job_id AND job.state::text = 'executing' AND job.attempted_at = p_attempted_at FOR SHARE;

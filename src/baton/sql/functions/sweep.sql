@@ -2,7 +2,7 @@
 -- Harmless at any moment, on any number of nodes at once, and empty-handed in a healthy system. Job rows are locked first,
 -- workflows second, like everywhere. Returns the queues to wake here.
 CREATE OR REPLACE FUNCTION /* schema */baton_sweep(p_local uuid[], p_origin text) RETURNS text[]
-LANGUAGE plpgsql SECURITY DEFINER /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   queues text[] := '{}';
   jobs bigint[];
@@ -36,9 +36,9 @@ BEGIN
   -- Repairs wait until nothing is owed: workflows are locked in one order, and these come one by one.
   FOR one IN
     SELECT repair.step_id, repair.state, repair.error FROM /* schema */workflow_repairs AS repair
-    JOIN /* schema */workflow_nodes AS node ON node.id = repair.step_id
     WHERE step IS NULL
-    ORDER BY node.workflow_id, repair.step_id LIMIT 100 FOR UPDATE OF repair SKIP LOCKED
+    ORDER BY (SELECT node.workflow_id FROM /* schema */workflow_nodes AS node WHERE node.id = repair.step_id), repair.step_id
+    LIMIT 100 FOR UPDATE SKIP LOCKED
   LOOP
     BEGIN
       queues := queues || /* schema */baton_settle(

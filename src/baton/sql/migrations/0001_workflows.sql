@@ -24,10 +24,8 @@ CREATE TABLE /* schema */workflows (
 COMMENT ON COLUMN /* schema */workflows.failed IS 'steps that settled cancelled or discarded';
 COMMENT ON COLUMN /* schema */workflows.excused IS 'of the failed, those that every dependent was told to ignore';
 
--- A key is unique among live workflows. The counters are in no index, so counting down stays a HOT update.
+-- A key is unique among live workflows; the index lists those without a key as well. The counters are in no index, so counting down stays a HOT update.
 CREATE UNIQUE INDEX workflows_live_key ON /* schema */workflows (key) WHERE finished_at IS NULL;
-
-CREATE INDEX workflows_live ON /* schema */workflows (id) WHERE finished_at IS NULL;
 
 CREATE TABLE /* schema */workflow_nodes (
   id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
