@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -227,9 +227,12 @@ def _data_dir_option(text: str) -> Callable[[Callable[..., None]], Callable[...,
 # --- commands -------------------------------------------------------------------------------------
 
 
+_HELP: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+
+
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
     epilog=_EPILOG,
     no_args_is_help=True,
 )
@@ -238,7 +241,7 @@ def cli() -> None:
     """Durable DAG workflows on PostgreSQL."""
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.option(
     "--check", is_flag=True, help="Change nothing; exit with 3 if something is missing or outdated."
 )
@@ -348,7 +351,7 @@ def _typed(prompt: str) -> str:
         return ""
 
 
-@cli.command("list")
+@cli.command("list", context_settings=_HELP)
 @click.option(
     "--state", type=click.Choice(["executing", "completed", "failed"]), help="Only those in this state."
 )
@@ -375,7 +378,7 @@ def list_(target: Target, state: str | None, limit: int, as_json: bool) -> None:
         click.echo("no runs", err=True)
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("run_id", metavar="RUN")
 @click.option("--results", "with_results", is_flag=True, help="Results of the steps, too.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -408,7 +411,7 @@ def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid
             click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.option(
     "--app", "spec", required=True, metavar="MODULE:ATTRIBUTE", help="A Baton, or a function that makes one."
 )
@@ -456,7 +459,7 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
         click.get_current_context().exit(INTERRUPTED)
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("sources", nargs=-1, metavar="[PATH|URL]...")
 @click.option("--topic", help="What the brief is about; default: what the sources say most.")
 @click.option(
