@@ -20,7 +20,7 @@ from psycopg.types.numeric import Int8, Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _store
-from baton._plan import InsertPlan
+from baton._plan import InsertPlan, array_literal
 from baton.errors import DatabaseUnreachable, KeyConflict
 
 
@@ -315,15 +315,8 @@ class Engine:
                 await cursor.execute(
                     self._sql(_INSERT),
                     (
-                        plan.ids,
-                        plan.names,
-                        plan.keys,
-                        plan.hashes,
-                        plan.steps,
-                        *plan.step_columns,
-                        plan.dependency,
-                        plan.dependent,
-                        local,
+                        *(array_literal(column) for column in plan.columns),
+                        array_literal(local),
                         origin,
                     ),
                 )

@@ -1,13 +1,15 @@
 """Turns workflows into the columns that `insert` writes. Pure."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from baton._names import uuid7
 from baton.workflow import Workflow
+
+_STEP_COLUMNS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,45 +21,51 @@ class InsertPlan:
     keys: list[str | None]
     hashes: list[str]
     steps: list[int]
-    step_columns: tuple[list[Any], ...]
+    step_columns: tuple[Sequence[Any], ...]
     dependency: list[int]
     dependent: list[int]
     queues: frozenset[str]
 
+    @property
+    def columns(self) -> tuple[Sequence[object], ...]:
+        """All of them, in the order that the database's function takes them."""
+        workflows = (self.ids, self.names, self.keys, self.hashes, self.steps)
+        return (*workflows, *self.step_columns, self.dependency, self.dependent)
+
 
 def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
     """Lay out validated workflows, in order, steps in the order they were added."""
-    columns: tuple[list[Any], ...] = tuple([] for _ in range(15))
+    rows: list[tuple[Any, ...]] = []
     dependency: list[int] = []
     dependent: list[int] = []
     queues: set[str] = set()
     for ordinal, workflow in enumerate(workflows, start=1):
-        first = len(columns[0]) + 1
+        first = len(rows) + 1
         place = {name: first + index for index, name in enumerate(workflow.steps)}
         for name, step in workflow.steps.items():
             scheduled_at = step.scheduled_at
             if not step.deps:
                 scheduled_at = scheduled_at or workflow.scheduled_at
                 queues.add(step.queue)
-            row = (
-                ordinal,
-                name,
-                step.function,
-                step.worker,
-                step.queue,
-                step.args,
-                step.meta,
-                _array(step.tags),
-                step.max_attempts,
-                step.priority,
-                scheduled_at,
-                _array(step.deps),
-                step.ignore_cancelled,
-                step.ignore_discarded,
-                len(step.deps),
+            rows.append(
+                (
+                    ordinal,
+                    name,
+                    step.function,
+                    step.worker,
+                    step.queue,
+                    step.args,
+                    step.meta,
+                    array_literal(step.tags),
+                    step.max_attempts,
+                    step.priority,
+                    scheduled_at,
+                    array_literal(step.deps),
+                    step.ignore_cancelled,
+                    step.ignore_discarded,
+                    len(step.deps),
+                )
             )
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
             for dep in step.deps:
                 dependency.append(place[dep])
                 dependent.append(place[name])
@@ -67,14 +75,23 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
         keys=[workflow.key for workflow in workflows],
         hashes=[workflow.definition_hash for workflow in workflows],
         steps=[len(workflow.steps) for workflow in workflows],
-        step_columns=columns,
+        step_columns=tuple(zip(*rows, strict=True)) if rows else ((),) * _STEP_COLUMNS,
         dependency=dependency,
         dependent=dependent,
         queues=frozenset(queues),
     )
 
 
-def _array(items: Sequence[str]) -> str:
-    # A list per step has no place in a list of steps, so it goes as PostgreSQL writes an array. JSON quotes the same two
-    # characters in the same way.
-    return "{" + ",".join(json.dumps(item, ensure_ascii=False) for item in items) + "}"
+def array_literal(items: Iterable[object]) -> str:
+    """A column as PostgreSQL writes an array. A driver's own adaptation looks at each of thousands of values in Python."""
+    return "{" + ",".join([_element(item) for item in items]) + "}"
+
+
+def _element(item: object) -> str:
+    if type(item) is str:
+        return '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if item is None:
+        return "NULL"
+    if item is True or item is False:
+        return "t" if item else "f"
+    return f'"{item.isoformat()}"' if isinstance(item, datetime) else str(item)

@@ -19,6 +19,8 @@ DECLARE
   job_ids bigint[];
   queues text[];
   place integer;
+  step_sequence regclass := pg_get_serial_sequence('/* schema */workflow_nodes', 'id');
+  job_sequence regclass := pg_get_serial_sequence('/* schema */oban_jobs', 'id');
 BEGIN
   -- Keys in one order, so that two callers with the same keys queue up instead of deadlocking.
   FOR place IN SELECT given.place FROM unnest(p_wkeys) WITH ORDINALITY AS given (key, place)
@@ -50,8 +52,7 @@ BEGIN
   SELECT empty.id, 1, 'completed', '{}', now() FROM unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps)
   WHERE empty.fresh AND empty.steps = 0;
 
-  SELECT array_agg(nextval(pg_get_serial_sequence('/* schema */workflow_nodes', 'id'))),
-         array_agg(nextval(pg_get_serial_sequence('/* schema */oban_jobs', 'id')))
+  SELECT array_agg(nextval(step_sequence)), array_agg(nextval(job_sequence))
   INTO step_ids, job_ids FROM generate_subscripts(p_snames, 1);
 
   WITH jobs AS (
