@@ -1,6 +1,7 @@
 -- claim: take up to p_demand available jobs of a queue, in Oban's order, each with what its step needs to start.
--- Returns the JSON text of each job, its id and attempted_at first; those of a step carry it under "step". Results of dependencies come along while they are
--- small; larger ones the step fetches itself. An exhausted job is passed over instead of stopping the queue at its head.
+-- Returns the JSON text of each job, its id and attempted_at first; those of a step carry it under "step". Results of
+-- dependencies come along while they are small and asked for; others the step fetches itself. An exhausted job is passed over
+-- instead of stopping the queue at its head.
 CREATE OR REPLACE FUNCTION /* schema */baton_claim(p_queue text, p_demand integer, p_node text, p_producer uuid)
 RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
@@ -28,7 +29,8 @@ BEGIN
         'deps', step.deps, 'doomed', step.doomed,
         'stored', (SELECT checkpoint.value FROM /* schema */workflow_checkpoints AS checkpoint
                    WHERE checkpoint.step_id = step.id AND checkpoint.key = ''),
-        'inputs', CASE WHEN step.deps <> '{}' AND cardinality(step.deps) <= 64 THEN
+        'inputs', CASE WHEN cardinality(step.deps) BETWEEN 1 AND 64
+                            AND (job.worker <> 'baton.StepWorker' OR job.args ? 'refs') THEN
           CASE WHEN (SELECT coalesce(sum(pg_column_size(dependency.result)), 0) FROM /* schema */workflow_edges AS edge
                      JOIN /* schema */workflow_nodes AS dependency ON dependency.id = edge.dependency_id
                      WHERE edge.dependent_id = step.id) <= 65536
