@@ -46,6 +46,7 @@ class Waiters:
         self._subscriber = uuid4()
         self._topics: dict[str, _Topic] = {}
         self._token: str | None = None
+        self._leaving: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, oban: Oban) -> None:
         """Listen on Oban's notifier; returns when the LISTEN is in force, or after 5 seconds without."""
@@ -60,6 +61,8 @@ class Waiters:
         """Stop listening. Whoever still waits goes on by polling."""
         if self._token is not None:
             await oban._notifier.unlisten(self._token)
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
 
     def _on_notification(self, _channel: str, payload: dict[str, Any]) -> None:
         for kind in ("workflow", "finished"):
@@ -82,6 +85,9 @@ class Waiters:
             if found is not None:
                 return found
             name = f"{kind}:{run_id}"
+            if name in self._leaving:
+                # It would take the new lease along.
+                await asyncio.shield(self._leaving[name])
             topic = self._topics.setdefault(name, _Topic())
             event = asyncio.Event()
             topic.events.add(event)
@@ -102,7 +108,9 @@ class Waiters:
                 topic.events.discard(event)
                 if not topic.events:
                     self._topics.pop(name, None)
-                    await asyncio.shield(self._unsubscribe(name))
+                    # Whoever waited has what they waited for, and need not wait for this.
+                    self._leaving[name] = asyncio.create_task(self._unsubscribe(name))
+                    self._leaving[name].add_done_callback(lambda _: self._leaving.pop(name, None))
 
     async def _look[T](self, topic: _Topic, name: str, look: Callable[[], Awaitable[T | None]]) -> T | None:
         try:
