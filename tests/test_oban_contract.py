@@ -31,6 +31,7 @@ import baton
 from baton import Baton, Workflow, step, testing
 from baton import _oban as seam_module
 from baton._engine import Engine
+from baton.errors import StepCancelled
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
@@ -598,7 +599,7 @@ async def test_a_job_is_asked_to_stop_by_obans_cancel(baton_dsn: str) -> None:
     async def cancellable() -> str:
         began.set()
         await eventually(lambda: baton.current().cancelled)
-        return "was told"
+        raise AssertionError("an async step is interrupted where it waits")
 
     workflow = Workflow("told")
     workflow.add("it", cancellable.new())
@@ -606,7 +607,8 @@ async def test_a_job_is_asked_to_stop_by_obans_cancel(baton_dsn: str) -> None:
         run = await worker.insert(workflow)
         await began.wait()
         await worker.oban.cancel_job((await run.status()).step("it").job_id)
-        assert await run.result("it", timeout=10) == "was told"
+        with pytest.raises(StepCancelled, match="its job was cancelled"):
+            await run.result("it", timeout=10)
 
 
 @baton.worker()

@@ -34,6 +34,8 @@ from baton.errors import (
 )
 
 type Backoff = Callable[[int], float]
+# Called with the reason and the Oban job of the step that was doomed; may be `async`.
+type DoomHook = Callable[[str, Any], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class StepOptions:
         tags: Labels of the job, lowercased and sorted as Oban does.
         backoff: Seconds to wait after the attempt of that number failed; None is Oban's own.
         scheduled_at: When the step may run at the earliest; aware.
+        on_dep_cancelled: Called when a cancelled dependency has cancelled the step.
+        on_dep_discarded: Called when a discarded dependency has cancelled the step.
 
     Raises:
         InvalidOption: A value that cannot work.
@@ -61,6 +65,8 @@ class StepOptions:
     tags: tuple[str, ...] = ()
     backoff: Backoff | None = None
     scheduled_at: datetime | None = None
+    on_dep_cancelled: DoomHook | None = None
+    on_dep_discarded: DoomHook | None = None
 
     def __post_init__(self) -> None:
         queue_name(self.queue)
@@ -75,6 +81,13 @@ class StepOptions:
                 f"backoff={self.backoff!r} is not callable; use a function of the attempt's number"
             )
         check_scheduled_at(self.scheduled_at)
+        for name in DOOM_HOOKS:
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise InvalidOption(f"{name}={hook!r} is not callable; use a function of a reason and a job")
+
+
+DOOM_HOOKS = ("on_dep_cancelled", "on_dep_discarded")
 
 
 class StepChanges(TypedDict, total=False):
@@ -379,6 +392,8 @@ def step(
     timeout: float | None = None,
     tags: Iterable[str] = (),
     backoff: Backoff | None = None,
+    on_dep_cancelled: DoomHook | None = None,
+    on_dep_discarded: DoomHook | None = None,
     name: str | None = None,
 ) -> _Decorator: ...
 
@@ -393,6 +408,8 @@ def step(
     timeout: float | None = None,
     tags: Iterable[str] = (),
     backoff: Backoff | None = None,
+    on_dep_cancelled: DoomHook | None = None,
+    on_dep_discarded: DoomHook | None = None,
     name: str | None = None,
 ) -> Any:
     """Declare a function as a step: `@step`, or `@step(queue="llm", max_attempts=5)`.
@@ -407,6 +424,9 @@ def step(
         timeout: Seconds an attempt may run; None is no limit.
         tags: Labels of the job.
         backoff: Seconds to wait after the attempt of that number failed; None is Oban's own.
+        on_dep_cancelled: Called with a reason and the step's Oban job after a cancelled dependency has cancelled the step: in
+            some worker that has this code, at least once, in a thread if it is a plain function.
+        on_dep_discarded: The same after a discarded dependency has cancelled it.
         name: What the step is registered under, and stored as; `module.qualname` unless given. Give one if
             the function may move while jobs are waiting.
 
@@ -422,6 +442,8 @@ def step(
         timeout=timeout,
         tags=checked_tags(tags),
         backoff=backoff,
+        on_dep_cancelled=on_dep_cancelled,
+        on_dep_discarded=on_dep_discarded,
     )
     if function is None:
         return lambda function: _declared(function, name, options)

@@ -13,6 +13,7 @@ from typing import Any
 from oban._backoff import jittery_clamped
 from oban._executor import AckAction, Executor
 from oban._producer import Producer
+from oban.job import Cancel as ObanCancel
 from oban.job import Job
 
 from baton import _step
@@ -51,7 +52,14 @@ class StepExecutor(Executor):
             await super()._process()
         except BaseException as error:
             task = asyncio.current_task()
+            asked = _step.attempt_of(self.job)
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                if asked is not None and asked.cancel_requested:
+                    # Its run's doing, or that of Oban's cancel; the reason is in the step's row.
+                    while task.uncancel():
+                        pass
+                    self.result = ObanCancel("cancelled while it ran")
+                    return
                 if self._giving_back():
                     # The queue's own doing, at the end of its grace: the attempt does not count.
                     self.given_back = True
@@ -149,9 +157,18 @@ class Dispatcher:
         return task
 
     def cancel(self, producer: Producer, job: Job) -> None:
-        """Set the flag that the job's code looks at."""
+        """Set the flag that the job's code looks at; an `async` step gets CancelledError as well, once."""
         if job._cancellation:
             job._cancellation.set()
+        attempt = _step.attempt_of(job)
+        if attempt is None or attempt.cancel_requested:
+            return
+        attempt.cancel_requested = attempt.cancelled = True
+        # A thread cannot be interrupted. Its step looks at the flag.
+        if attempt.thread is None:
+            for task in self._tasks:
+                if task.get_name() == f"baton-job-{job.id}":
+                    task.cancel()
 
     async def _run(self, producer: Producer, job: Job) -> None:
         attempt = _step.attempt_of(job)

@@ -1,4 +1,4 @@
-"""The engine's statements, called from Python: ack, claim, give back, sweep, store, insert.
+"""The engine's statements, called from Python: ack, claim, give back, sweep, store, insert, cancel, retry and the like.
 
 One database function per call, each its own transaction unless a connection is handed in. The pool is the engine's own,
 so steps that hold every connection of the app's pool do not keep a result from being written. Retrying, and what to do
@@ -6,6 +6,7 @@ with an outcome the database refuses, is decided in `_oban`.
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import orjson
 from psycopg import AsyncConnection, DatabaseError, OperationalError, ProgrammingError
+from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 from psycopg.types.numeric import Int8, Int8Dumper
@@ -21,7 +23,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import _store
 from baton._plan import InsertPlan, array_literal
-from baton.errors import DatabaseUnreachable, KeyConflict
+from baton.errors import BatonError, DatabaseUnreachable, JobsGone, KeyConflict, ResultNotFound, RunEnding
+
+_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ _INSERT = (
     "SELECT id, inserted FROM /* schema */baton_insert("
     "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], "
     "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], "
-    "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text)"
+    "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text, "
+    "%s::timestamptz[], %s::double precision[], %s::text[], %s::boolean[])"
 )
 
 
@@ -182,110 +187,167 @@ class Engine:
         acked, queues, owed, claimed = row
         return Acked(acked, queues, owed, claimed or [])
 
-    async def give_back(self, jobs: Sequence[tuple[int, datetime]]) -> None:
-        """Return claimed jobs that never started, with their attempt."""
+    async def _value(self, text: str, *params: object) -> Any:
+        """The one value that a statement returns, in a transaction of its own."""
         pool = await self.open()
         async with pool.connection() as conn:
-            await conn.execute(
-                self._sql("SELECT /* schema */baton_give_back(%s::bigint[], %s::timestamp[])"),
-                ([job_id for job_id, _ in jobs], [naive_utc(attempted_at) for _, attempted_at in jobs]),
-            )
+            row = await (await conn.execute(self._sql(text), params)).fetchone()
+        assert row is not None
+        return row[0]
+
+    async def _rows(self, name: str, **params: object) -> list[tuple[Any, ...]]:
+        """What the statement in `sql/<name>.sql` returns, in a transaction of its own."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            cursor = await conn.execute(_store.load(name, self.prefix), params)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def give_back(self, jobs: Sequence[tuple[int, datetime]]) -> None:
+        """Return claimed jobs that never started, with their attempt."""
+        await self._value(
+            "SELECT /* schema */baton_give_back(%s::bigint[], %s::timestamp[])",
+            [job_id for job_id, _ in jobs],
+            [naive_utc(attempted_at) for _, attempted_at in jobs],
+        )
 
     async def reclaim(self, queue: str, producer: UUID, known: Sequence[int]) -> int:
         """Return jobs that a producer claimed without learning of it."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            row = await (
-                await conn.execute(
-                    self._sql("SELECT /* schema */baton_reclaim(%s, %s, %s::bigint[])"),
-                    (queue, producer, list(known)),
-                )
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
+        return int(
+            await self._value(
+                "SELECT /* schema */baton_reclaim(%s, %s, %s::bigint[])", queue, producer, list(known)
+            )
+        )
 
     async def sweep(self) -> list[str]:
         """Pay what is owed and repair what could not be settled; returns queues to wake."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            row = await (
-                await conn.execute(
-                    self._sql("SELECT /* schema */baton_sweep(%s::uuid[], %s)"),
-                    (self.local_producers, self.origin),
-                )
-            ).fetchone()
-        assert row is not None
-        return list(row[0])
+        return list(
+            await self._value(
+                "SELECT /* schema */baton_sweep(%s::uuid[], %s)", self.local_producers, self.origin
+            )
+        )
 
     async def missing_triggers(self) -> list[str]:
         """Triggers on the job table that are absent or disabled."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            rows = await (await conn.execute(_store.load("read_missing_triggers", self.prefix))).fetchall()
-        return [name for (name,) in rows]
+        return [name for (name,) in await self._rows("read_missing_triggers")]
 
     async def reconcile(self) -> int:
         """Make steps follow jobs that changed while no trigger was looking; returns how many there were."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            row = await (await conn.execute(self._sql("SELECT /* schema */baton_reconcile()"))).fetchone()
-        assert row is not None
-        return int(row[0])
+        return int(await self._value("SELECT /* schema */baton_reconcile()"))
 
     async def rescue(self, grace: float) -> int:
         """Run jobs again whose process is gone for `grace` seconds; returns how many."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            row = await (
-                await conn.execute(self._sql("SELECT /* schema */baton_rescue(%s)"), (grace,))
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
+        return int(await self._value("SELECT /* schema */baton_rescue(%s)", grace))
 
     async def reset(self) -> None:
         """Forget every workflow."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            await conn.execute(_store.load("reset", self.prefix))
+        await self._rows("reset")
 
     async def store(self, job_id: int, attempted_at: datetime, key: str, value: str) -> bool:
         """Keep a value before the ack; False when the attempt no longer holds its job."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            row = await (
-                await conn.execute(
-                    self._sql("SELECT /* schema */baton_store(%s, %s::timestamp, %s, %s)"),
-                    (Int8(job_id), naive_utc(attempted_at), key, value),
-                )
-            ).fetchone()
-        assert row is not None
-        return bool(row[0])
+        return bool(
+            await self._value(
+                "SELECT /* schema */baton_store(%s, %s::timestamp, %s, %s)",
+                Int8(job_id),
+                naive_utc(attempted_at),
+                key,
+                value,
+            )
+        )
 
     async def dependency_results(self, step_id: int, names: Sequence[str] | None) -> dict[str, Any]:
         """Stored results of a step's dependencies, by name, wrapped as {"value": ...}; all of them for None."""
-        pool = await self.open()
-        async with pool.connection() as conn:
-            rows = await (
-                await conn.execute(
-                    _store.load("read_dependency_results", self.prefix),
-                    {"step_id": step_id, "names": None if names is None else list(names)},
-                )
-            ).fetchall()
+        rows = await self._rows(
+            "read_dependency_results", step_id=step_id, names=None if names is None else list(names)
+        )
         return {name: orjson.loads(result) for name, result in rows}
+
+    async def dependency_failures(self, step_id: int) -> dict[str, str]:
+        """Errors of a step's dependencies that ended cancelled or discarded, by name."""
+        return {
+            name: error or "" for name, error in await self._rows("read_dependency_failures", step_id=step_id)
+        }
 
     async def has_step(self, workflow_id: str, name: str) -> bool:
         """Whether a run has a step of that name."""
+        return bool(
+            await self._value(
+                "SELECT EXISTS (SELECT FROM /* schema */workflow_nodes WHERE workflow_id = %s::uuid AND name = %s)",
+                workflow_id,
+                name,
+            )
+        )
+
+    # --- runs as a whole ------------------------------------------------------------------------------
+
+    async def cancel(
+        self, run_id: UUID, steps: Sequence[str] | None, reason: str, cause: str = "request"
+    ) -> list[str | None] | None:
+        """End a run, or steps of it; what each one ends as, None where there is no such run. See `baton_cancel`."""
+        names = None if steps is None else list(steps)
+        ends: list[str | None] | None = await self._patiently(
+            "SELECT /* schema */baton_cancel(%s, %s::text[], %s, %s)", run_id, names, reason, cause
+        )
+        return ends
+
+    async def expire(self) -> int:
+        """End the runs whose deadline has passed; returns how many there were."""
+        expired = [run_id for (run_id,) in await self._rows("read_expired")]
+        for run_id in expired:
+            await self.cancel(run_id, None, "the deadline of its run has passed", "deadline")
+        return len(expired)
+
+    async def pause(self, run_id: UUID) -> str | None:
+        """Let nothing more of a run start; its state, None where there is no such run."""
+        state: str | None = await self._patiently("SELECT /* schema */baton_pause(%s)", run_id)
+        return state
+
+    async def resume(self, run_id: UUID) -> str | None:
+        """Let a paused run go on; its state, None where there is no such run."""
+        state: str | None = await self._patiently("SELECT /* schema */baton_resume(%s)", run_id)
+        return state
+
+    async def retry(self, run_id: UUID) -> list[str] | None:
+        """Revive what failed in a run; names of the steps, None where there is no such run."""
+        try:
+            names: list[str] | None = await self._patiently("SELECT /* schema */baton_retry(%s)", run_id)
+        except DatabaseError as error:
+            raise _refusal(error, run_id) or error from None
+        return names
+
+    async def rerun(self, run_id: UUID, new_id: UUID, names: Sequence[str] | None) -> bool:
+        """Insert a run that does part of another again; whether there is that other."""
+        wanted = None if names is None else list(names)
+        try:
+            return bool(
+                await self._patiently(
+                    "SELECT /* schema */baton_rerun(%s, %s, %s::text[])", run_id, new_id, wanted
+                )
+            )
+        except DatabaseError as error:
+            raise _refusal(error, run_id) or error from None
+
+    async def cancel_many(self, job_ids: Sequence[int]) -> list[tuple[int, str]]:
+        """Oban's cancel of jobs, durable for those that run; id and state before of each that had not ended."""
         pool = await self.open()
         async with pool.connection() as conn:
-            row = await (
-                await conn.execute(
-                    self._sql(
-                        "SELECT EXISTS (SELECT FROM /* schema */workflow_nodes WHERE workflow_id = %s::uuid AND name = %s)"
-                    ),
-                    (workflow_id, name),
-                )
-            ).fetchone()
-        return bool(row and row[0])
+            cursor = await conn.execute(
+                self._sql("SELECT id, state FROM /* schema */baton_cancel_many(%s::bigint[])"),
+                (list(job_ids),),
+            )
+            return await cursor.fetchall()
+
+    async def cancelled(self, job_ids: Sequence[int]) -> list[int]:
+        """Which of these running jobs were cancelled meanwhile."""
+        return list(await self._value("SELECT /* schema */baton_cancelled(%s::bigint[])", list(job_ids)))
+
+    async def _patiently(self, text: str, *params: object) -> Any:
+        """A statement that may be the victim of a deadlock, or meet a lock that lasts: it is sent again, a few times."""
+        for attempt in range(1, _TRIES):
+            try:
+                return await self._value(text, *params)
+            except (SerializationFailure, DeadlockDetected, LockNotAvailable):
+                await asyncio.sleep(random.uniform(0.5, 1.0) * 0.02 * 2**attempt)  # noqa: S311
+        return await self._value(text, *params)
 
     async def insert(self, plan: InsertPlan) -> list[Inserted]:
         """Write workflows in one statement and one commit."""
@@ -318,6 +380,7 @@ class Engine:
                         *(array_literal(column) for column in plan.columns),
                         array_literal(local),
                         origin,
+                        *(array_literal(column) for column in plan.later_columns),
                     ),
                 )
             except DatabaseError as error:
@@ -329,6 +392,27 @@ class Engine:
                     run_id=error.diag.message_detail or "",
                 ) from error
             return await cursor.fetchall()
+
+
+def _refusal(error: DatabaseError, run_id: UUID) -> BatonError | None:
+    """What one of our functions said no to, in words; None for any other error."""
+    detail = error.diag.message_detail or ""
+    if error.sqlstate == "BT002":
+        steps = detail.split()
+        return JobsGone(
+            f"run {run_id}: the Oban jobs of {', '.join(map(repr, steps))} were pruned, and with them their arguments; "
+            "insert the workflow anew, and keep jobs longer with the max_age of Oban's pruner",
+            steps=steps,
+        )
+    if error.sqlstate == "BT003":
+        return RunEnding(f"run {run_id} is being cancelled; wait for its end, then retry it")
+    if error.sqlstate == "BT004":
+        return ResultNotFound(f"run {run_id} has no step {detail!r}")
+    if error.sqlstate == "23505":
+        return KeyConflict(
+            f"run {run_id} cannot be live again: another live run has its key; wait for that run, or cancel it"
+        )
+    return None
 
 
 async def connect(dsn: str, **options: Any) -> AsyncConnection:

@@ -89,6 +89,8 @@ class Seam:
             if payload.get("origin") != self.engine.origin:
                 await original(channel, payload)
 
+        # No slot for it. Without, the cancel of a job that runs is a notification, and lost with it.
+        self.oban._query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
         if token is not None:
@@ -98,6 +100,7 @@ class Seam:
         """Forget the instance; its slots pass on to Oban's own behaviour."""
         if _seams.get(self.oban._query) is self:
             del _seams[self.oban._query]
+            del self.oban._query.cancel_many_jobs
 
     def adopt(self, producer: Producer) -> None:
         """Run a queue's jobs through our dispatcher, without waiting for company before it fetches."""
@@ -133,10 +136,29 @@ class Seam:
             if uuid in self._uncertain or producer._pending_acks or self._claimed.get(uuid):
                 producer.notify()
         await self.sweep()
+        await self.engine.expire()
+        await self._tell_cancelled()
         now = asyncio.get_running_loop().time()
         if now >= self._next_check:
             self._next_check = now + _CHECK_EVERY
             await self._check()
+
+    async def _cancel_many_jobs(self, ids: list[int]) -> tuple[int, list[int]]:
+        """In place of Oban's query; Oban notifies those that run."""
+        hit = await self.engine.cancel_many(ids)
+        return len(hit), [job_id for job_id, state in hit if state == "executing"]
+
+    async def _tell_cancelled(self) -> None:
+        """End running jobs that were cancelled, should the notification have been lost."""
+        running = {
+            job_id: (producer, job)
+            for producer in self._by_uuid.values()
+            for job_id, (job, _) in producer._running_jobs.items()
+            if job_id > 0
+        }
+        if running:
+            for job_id in await self.engine.cancelled(list(running)):
+                self.dispatcher.cancel(*running[job_id])
 
     async def _check(self) -> None:
         missing = await self.engine.missing_triggers()

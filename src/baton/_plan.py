@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +10,7 @@ from baton._names import uuid7
 from baton.workflow import Workflow
 
 _STEP_COLUMNS = 15
+_LATER_COLUMNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,27 @@ class InsertPlan:
     step_columns: tuple[Sequence[Any], ...]
     dependency: list[int]
     dependent: list[int]
+    deadlines: list[datetime | None]
+    deadlines_in: list[float | None]
+    later_step_columns: tuple[Sequence[Any], ...]
     queues: frozenset[str]
 
     @property
     def columns(self) -> tuple[Sequence[object], ...]:
-        """All of them, in the order that the database's function takes them."""
+        """Those that every version has, in the order that the database's function takes them."""
         workflows = (self.ids, self.names, self.keys, self.hashes, self.steps)
         return (*workflows, *self.step_columns, self.dependency, self.dependent)
+
+    @property
+    def later_columns(self) -> tuple[Sequence[object], ...]:
+        """Those that came after the first version, which the function takes last."""
+        return (self.deadlines, self.deadlines_in, *self.later_step_columns)
 
 
 def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
     """Lay out validated workflows, in order, steps in the order they were added."""
     rows: list[tuple[Any, ...]] = []
+    later: list[tuple[Any, ...]] = []
     dependency: list[int] = []
     dependent: list[int] = []
     queues: set[str] = set()
@@ -66,6 +76,7 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
                     len(step.deps),
                 )
             )
+            later.append((step.runs_on, step.hooked))
             for dep in step.deps:
                 dependency.append(place[dep])
                 dependent.append(place[name])
@@ -78,6 +89,11 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
         step_columns=tuple(zip(*rows, strict=True)) if rows else ((),) * _STEP_COLUMNS,
         dependency=dependency,
         dependent=dependent,
+        deadlines=[w.deadline if isinstance(w.deadline, datetime) else None for w in workflows],
+        deadlines_in=[
+            w.deadline.total_seconds() if isinstance(w.deadline, timedelta) else None for w in workflows
+        ],
+        later_step_columns=tuple(zip(*later, strict=True)) if later else ((),) * _LATER_COLUMNS,
         queues=frozenset(queues),
     )
 

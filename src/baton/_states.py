@@ -2,7 +2,8 @@
 
     held ──▶ released ──▶ available ⇄ executing ⇄ scheduled / retryable      (the job's own states, by join)
       │          │             └──────────┴──▶ completed | cancelled | discarded
-      └──────────┴──▶ cancelled (doomed, or by hand)
+      ├──────────┴──▶ cancelled (doomed, or by hand)
+      └──▶ skipped (it runs only after a failure, and there was none)
 
 A settled step leaves its state only by an explicit retry of the run.
 """
@@ -11,7 +12,7 @@ from enum import StrEnum
 
 
 class StepState(StrEnum):
-    """Where a step is. The last three are settled: they are counted off the dependents, once."""
+    """Where a step is. The last four are settled: they are counted off the dependents, once."""
 
     HELD = "held"
     SCHEDULED = "scheduled"
@@ -21,6 +22,7 @@ class StepState(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     DISCARDED = "discarded"
+    SKIPPED = "skipped"
 
     @property
     def settled(self) -> bool:
@@ -28,7 +30,7 @@ class StepState(StrEnum):
         return self in SETTLED
 
 
-SETTLED = frozenset({StepState.COMPLETED, StepState.CANCELLED, StepState.DISCARDED})
+SETTLED = frozenset({StepState.COMPLETED, StepState.CANCELLED, StepState.DISCARDED, StepState.SKIPPED})
 
 
 class RunState(StrEnum):
@@ -37,3 +39,4 @@ class RunState(StrEnum):
     EXECUTING = "executing"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"

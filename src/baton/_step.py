@@ -48,6 +48,8 @@ class ResultStore(Protocol):
 
     async def store(self, job_id: int, attempted_at: datetime, key: str, value: str) -> bool: ...
 
+    async def dependency_failures(self, step_id: int) -> dict[str, str]: ...
+
     async def has_step(self, workflow_id: str, name: str) -> bool: ...
 
 
@@ -69,6 +71,7 @@ class Attempt:
     result_limit: int
     result: str | None = None
     cancelled: bool = False
+    cancel_requested: bool = False
     thread: "asyncio.Future[Any] | None" = field(default=None)
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
@@ -131,6 +134,17 @@ class Results:
             NoWorkflow: The job belongs to no workflow.
         """
         return await _require(job).load(None)
+
+    async def failures(self, job: Job) -> dict[str, str]:
+        """Dependencies that ended cancelled or discarded, with their last error or the reason, by step name.
+
+        For steps that run all the same: those with `always`, `on_failure` or an ignore flag.
+
+        Raises:
+            NoWorkflow: The job belongs to no workflow.
+        """
+        attempt = _require(job)
+        return await attempt.store.dependency_failures(attempt.step_id)
 
     async def get_own(self, job: Job) -> Any:
         """What this step stored with `store`, in this attempt or an earlier one.
@@ -217,7 +231,7 @@ class StepContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the step was asked to stop: its timeout passed, or its job was cancelled. For plain functions to look at."""
+        """Whether the step was asked to stop: its timeout passed, or it was cancelled. For plain functions to look at."""
         attempt = attempt_of(self.job)
         return (attempt is not None and attempt.cancelled) or self.job.cancelled()
 
@@ -229,6 +243,10 @@ class StepContext:
     async def result(self, step: str) -> Any:
         """As `baton.results.get` for this step."""
         return await results.get(self.job, step)
+
+    async def failures(self) -> dict[str, str]:
+        """As `baton.results.failures` for this step."""
+        return await results.failures(self.job)
 
 
 _current: contextvars.ContextVar[StepContext | None] = contextvars.ContextVar("baton_step", default=None)

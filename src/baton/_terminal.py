@@ -46,10 +46,21 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "completed": ("✓", "+", "green"),
     "cancelled": ("⊘", "-", "red"),
     "discarded": ("✗", "x", "bold red"),
+    "skipped": ("↷", ">", "dim"),
     "failed": ("✗", "x", "bold red"),
 }
 # What stays in sight when a run has more steps than the screen has lines.
-_URGENCY = ("executing", "retryable", "discarded", "cancelled", "scheduled", "available", "held", "completed")
+_URGENCY = (
+    "executing",
+    "retryable",
+    "discarded",
+    "cancelled",
+    "scheduled",
+    "available",
+    "held",
+    "completed",
+    "skipped",
+)
 
 
 def safe(text: str, *, lines: bool = False) -> str:

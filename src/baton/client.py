@@ -315,7 +315,10 @@ class Baton:
         self._seam = Seam(oban, engine, threads=threads, result_limit=self._result_limit)
         self._seam.attach()
         self._access = Access(
-            self._connection, Waiters(self._connection, self._prefix, self._poll_interval), self._prefix
+            self._connection,
+            Waiters(self._connection, self._prefix, self._poll_interval),
+            engine,
+            self._prefix,
         )
 
     async def _stop_oban(self, oban: Oban) -> None:

@@ -36,7 +36,9 @@ BatonError
 │       └── ResultMismatch   does not fit the annotated type          (TypeError)
 └── StorageError             the database said no
     ├── RunNotFound          no such run                              (LookupError)
-    └── KeyConflict          the key's live run has another graph     (ValueError)
+    ├── KeyConflict          the key's live run has another graph     (ValueError)
+    ├── JobsGone             steps cannot run again: jobs were pruned (LookupError)
+    └── RunEnding            not while the run is being cancelled
 """
 
 from collections.abc import Sequence
@@ -231,3 +233,19 @@ class KeyConflict(StorageError, ValueError):
     def __init__(self, message: str, *, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id
+
+
+class JobsGone(StorageError, LookupError):
+    """Steps cannot run again, because Oban pruned their jobs, and with them their arguments.
+
+    Attributes:
+        steps: Their names.
+    """
+
+    def __init__(self, message: str, *, steps: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.steps = tuple(steps)
+
+
+class RunEnding(StorageError):
+    """The run is being cancelled and has steps that still run; it can be retried when it has ended."""

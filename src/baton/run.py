@@ -1,6 +1,6 @@
 """The handle on an inserted workflow."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -10,9 +10,19 @@ from psycopg import AsyncConnection
 
 from baton import _codec, snapshot
 from baton._declare import Ref, registered
+from baton._engine import Engine
+from baton._names import uuid7
 from baton._states import RunState, StepState
 from baton._waiting import Waiters
-from baton.errors import NoResult, ResultNotFound, RunNotFound, StepCancelled, StepFailed, WorkflowTimeout
+from baton.errors import (
+    InvalidOption,
+    NoResult,
+    ResultNotFound,
+    RunNotFound,
+    StepCancelled,
+    StepFailed,
+    WorkflowTimeout,
+)
 from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
 
 
@@ -22,6 +32,7 @@ class Access:
 
     connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
     waiters: Waiters
+    engine: Engine
     prefix: str
 
 
@@ -46,8 +57,8 @@ class Run:
         """Wait until every step has settled.
 
         Returns:
-            The outcome: `completed`, or `failed` when a step ended cancelled or discarded and not all of its dependents
-            were told to ignore that.
+            The outcome: `completed`; `failed` when a step ended cancelled or discarded and not all of its dependents
+            were told to ignore that, or when the deadline passed; `cancelled` when the run was.
 
         Raises:
             WorkflowTimeout: It was not finished after `timeout` seconds. The run goes on.
@@ -73,14 +84,14 @@ class Run:
 
         Raises:
             StepFailed: The step was discarded; `error` is its last error.
-            StepCancelled: It was cancelled, or doomed by a dependency; `error` says why.
+            StepCancelled: It was cancelled, doomed by a dependency, or skipped; `error` says why.
             WorkflowTimeout: It had not settled after `timeout` seconds.
             ResultNotFound: The run has no such step.
             ResultMismatch: What it stored does not fit its annotation.
             NoResult: The run was pruned in between.
             RunNotFound: There is no such run.
         """
-        name = step if isinstance(step, str) else step.name
+        name = _name(step)
 
         async def look() -> StepStatus | None:
             status = await self._step(name)
@@ -96,9 +107,9 @@ class Run:
                 step=name,
                 error=status.error,
             )
-        if status.state is StepState.CANCELLED:
+        if status.state in (StepState.CANCELLED, StepState.SKIPPED):
             raise StepCancelled(
-                f"step {name!r} was cancelled: {_last_line(status.error)}", step=name, error=status.error
+                f"step {name!r} was {status.state}: {_last_line(status.error)}", step=name, error=status.error
             )
         found = await self.results(name)
         if name not in found:
@@ -128,9 +139,7 @@ class Run:
         async with self._access.connection() as conn:
             summary = await snapshot.read_run(conn, self._access.prefix, self._id)
         if summary is None:
-            raise RunNotFound(
-                f"there is no run {self.id}; it may have been pruned, or inserted in a transaction rolled back"
-            )
+            raise self._not_found()
         return summary
 
     async def status(self) -> RunStatus:
@@ -143,7 +152,7 @@ class Run:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             summary = await snapshot.read_run(conn, self._access.prefix, self._id)
             if summary is None:
-                raise RunNotFound(f"there is no run {self.id}; it may have been pruned")
+                raise self._not_found()
             return RunStatus(summary, await snapshot.read_steps(conn, self._access.prefix, self._id))
 
     async def graph(self) -> Graph:
@@ -155,6 +164,114 @@ class Run:
         status = await self.status()
         return Graph(
             name=status.run.name, deps={step.name: step.deps for step in status.steps}, states=status.states()
+        )
+
+    @overload
+    async def cancel(self, step: None = None, *, reason: str = ...) -> RunState: ...
+    @overload
+    async def cancel(self, step: Ref[Any] | str, *, reason: str = ...) -> StepState: ...
+
+    async def cancel(
+        self, step: Ref[Any] | str | None = None, *, reason: str = "cancelled on request"
+    ) -> RunState | StepState:
+        """End the run, or one step of it with what waits for that step.
+
+        When this returns, nothing that was cancelled will start any more, whatever crashes. Steps that do not run have ended.
+        One that does run gets CancelledError if it is `async`, and finds `baton.current().cancelled` true if it is plain;
+        either ends as cancelled whatever it does. Steps with `always=True` still run at the end, unless named here.
+
+        Returns:
+            Who won: `cancelled`, or the outcome (the state) that was reached before, which stays. Calling it again returns the
+            same. A run whose deadline passed before ends as `failed`.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: The run has no such step.
+        """
+        names = None if step is None else [_name(step)]
+        ends = await self._access.engine.cancel(self._id, names, _codec.clean_text(reason, 1_000))
+        if ends is None:
+            raise self._not_found()
+        (end,) = ends
+        if end is None:
+            raise ResultNotFound(f"run {self.id} has no step {_name(step or '')!r}")
+        return RunState(end) if step is None else StepState(end)
+
+    async def retry(self) -> list[str]:
+        """Run what failed again, in place: the steps that ended cancelled or discarded, and all that waits for them.
+
+        Steps that completed and do not hang on a failure keep their results. Attempts are counted anew. A finished run becomes
+        live again as its next generation, and ends again with an outcome of its own; a live one goes on.
+
+        Returns:
+            Names of the steps that run again, in the order they were added; none if nothing had failed, so calling it twice, or
+            twice at once, retries once.
+
+        Raises:
+            RunNotFound: There is no such run.
+            RunEnding: It is being cancelled, and steps of it still run.
+            JobsGone: Oban has pruned jobs that would have to run again. Nothing was changed.
+            KeyConflict: Another live run has the key of this one.
+        """
+        names = await self._access.engine.retry(self._id)
+        if names is None:
+            raise self._not_found()
+        return names
+
+    async def rerun(self, *, from_: str | Ref[Any] | Sequence[str | Ref[Any]] | None = None) -> "Run":
+        """Insert a new run that does this one again from some steps on; this one stays as it is, live or finished.
+
+        Those steps, all that waits for them and all that has not completed run, with the arguments they had. The others are
+        copied with their results, as settled. The new run's summary names this one in `rerun_of`; it has no key.
+
+        Args:
+            from_: Where to begin: one step or several. Without, all of it runs again.
+
+        Returns:
+            The new run. Calling it twice makes two.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: It has no such step.
+            JobsGone: Oban has pruned jobs that would have to run again. Nothing was written.
+        """
+        names = None
+        if from_ is not None:
+            names = [_name(from_)] if isinstance(from_, str | Ref) else [_name(step) for step in from_]
+            if not names:
+                raise InvalidOption("rerun(from_=[]) names no step; leave from_ out to run all of it again")
+        new_id = uuid7()
+        if not await self._access.engine.rerun(self._id, new_id, names):
+            raise self._not_found()
+        return Run(new_id, self._access)
+
+    async def pause(self) -> RunState:
+        """Let nothing more of the run start until `resume`. What runs goes on and settles. Pausing twice is pausing once.
+
+        Returns:
+            `executing` if it is paused now, or the outcome of a run that had finished.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        return self._state(await self._access.engine.pause(self._id))
+
+    async def resume(self) -> RunState:
+        """Let a paused run go on. Does nothing to one that is not paused.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        return self._state(await self._access.engine.resume(self._id))
+
+    def _state(self, state: str | None) -> RunState:
+        if state is None:
+            raise self._not_found()
+        return RunState(state)
+
+    def _not_found(self) -> RunNotFound:
+        return RunNotFound(
+            f"there is no run {self.id}; it may have been pruned, or inserted in a transaction rolled back"
         )
 
     async def _step(self, name: str) -> StepStatus:
@@ -174,6 +291,10 @@ class Run:
             raise WorkflowTimeout(
                 f"{what} after {timeout} seconds; it goes on, and may be waited for again"
             ) from error
+
+
+def _name(step: str | Ref[Any]) -> str:
+    return step if isinstance(step, str) else step.name
 
 
 def _restore(name: str, function: str, text: str) -> Any:

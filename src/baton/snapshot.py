@@ -32,6 +32,11 @@ class RunSummary:
         state: `executing`, or the outcome.
         inserted_at: When it was inserted, aware, UTC.
         finished_at: When its last step settled.
+        paused_at: Since when nothing more of it starts; None while it is not paused.
+        cancel_requested_at: When it was cancelled, or its deadline passed; steps that ran then may still be running.
+        cancel_reason: What was given as the reason.
+        deadline_at: When it must have finished.
+        rerun_of: Id of the run whose settled steps it copied.
     """
 
     id: str
@@ -44,6 +49,11 @@ class RunSummary:
     state: RunState
     inserted_at: datetime
     finished_at: datetime | None
+    paused_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    cancel_reason: str | None = None
+    deadline_at: datetime | None = None
+    rerun_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class StepStatus:
         scheduled_at: When the job may run.
         started_at: When its last attempt began.
         settled_at: When it ended.
+        runs_on: When its dependencies have settled: after `success`, `always`, or only after a `failure`.
+        cancel_requested_at: When it was cancelled while it ran.
     """
 
     name: str
@@ -81,6 +93,8 @@ class StepStatus:
     scheduled_at: datetime | None
     started_at: datetime | None
     settled_at: datetime | None
+    runs_on: str = "success"
+    cancel_requested_at: datetime | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -153,6 +167,11 @@ class _RunRow:
     outcome: str | None
     inserted_at: datetime
     finished_at: datetime | None
+    paused_at: datetime | None
+    cancel_requested_at: datetime | None
+    cancel_reason: str | None
+    deadline_at: datetime | None
+    rerun_of: UUID | None
 
     def summary(self) -> RunSummary:
         return RunSummary(
@@ -165,8 +184,17 @@ class _RunRow:
             failed=self.failed,
             state=RunState(self.outcome or "executing"),
             inserted_at=self.inserted_at.astimezone(UTC),
-            finished_at=self.finished_at.astimezone(UTC) if self.finished_at else None,
+            finished_at=_utc(self.finished_at),
+            paused_at=_utc(self.paused_at),
+            cancel_requested_at=_utc(self.cancel_requested_at),
+            cancel_reason=self.cancel_reason,
+            deadline_at=_utc(self.deadline_at),
+            rerun_of=str(self.rerun_of) if self.rerun_of else None,
         )
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.astimezone(UTC) if moment else None
 
 
 async def read_run(conn: AsyncConnection, prefix: str, run_id: UUID) -> RunSummary | None:
@@ -200,9 +228,8 @@ async def read_steps(
 
 
 def _step_status(*, deps: list[str], state: str, **fields: Any) -> StepStatus:
-    for name in ("scheduled_at", "started_at", "settled_at"):
-        if fields[name] is not None:
-            fields[name] = fields[name].astimezone(UTC)
+    for name in ("scheduled_at", "started_at", "settled_at", "cancel_requested_at"):
+        fields[name] = _utc(fields[name])
     return StepStatus(deps=tuple(deps), state=StepState(state), **fields)
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import orjson
 
 from baton import render
 from baton._codec import Path, Refused, dump, encode, render_path
 from baton._declare import (
+    DOOM_HOOKS,
     Ref,
     Reference,
     Step,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from oban.job import Job
 
 STEP_WORKER = "baton.StepWorker"
+type RunsOn = Literal["success", "always", "failure"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ class StepDefinition:
         ignore_cancelled: Whether a cancelled dependency counts as done.
         ignore_discarded: Whether a discarded dependency counts as done.
         function: Registered name of the `@step`, or the worker of an Oban job.
+        runs_on: When its dependencies have settled: after `success`, `always`, or only after a `failure`.
+        hooked: Whether its code wants to hear that a dependency doomed it.
     """
 
     name: str
@@ -79,6 +84,8 @@ class StepDefinition:
     ignore_cancelled: bool
     ignore_discarded: bool
     function: str
+    runs_on: RunsOn = "success"
+    hooked: bool = False
 
 
 class Workflow:
@@ -90,10 +97,13 @@ class Workflow:
         ignore_cancelled: Default of the steps: whether a cancelled dependency counts as done.
         ignore_discarded: Default of the steps: whether a discarded dependency counts as done.
         scheduled_at: When the steps without dependencies may run at the earliest; aware.
+        deadline: When the run must have finished: a time, aware, or a timedelta from the insert on, by the server's clock.
+            What has not settled by then is cancelled, and the run ends as failed; steps with `always=True` still run. A retry
+            of the finished run, and a re-run, get as long again.
 
     Raises:
         InvalidName: `name` or `key` is outside the grammar.
-        InvalidOption: `scheduled_at` has no time zone, or a flag is no bool.
+        InvalidOption: `scheduled_at` or `deadline` has no time zone, or a flag is no bool.
     """
 
     def __init__(
@@ -104,6 +114,7 @@ class Workflow:
         ignore_cancelled: bool = False,
         ignore_discarded: bool = False,
         scheduled_at: datetime | None = None,
+        deadline: datetime | timedelta | None = None,
     ) -> None:
         self.name = workflow_name(name)
         self.key = None if key is None else workflow_key(key)
@@ -111,6 +122,7 @@ class Workflow:
         self.ignore_discarded = _flag("ignore_discarded", ignore_discarded)
         check_scheduled_at(scheduled_at)
         self.scheduled_at = scheduled_at
+        self.deadline = _deadline(deadline)
         self._steps: dict[str, StepDefinition] = {}
 
     def __repr__(self) -> str:
@@ -130,6 +142,8 @@ class Workflow:
         deps: Iterable[str | Ref[Any]] = (),
         ignore_cancelled: bool | None = None,
         ignore_discarded: bool | None = None,
+        always: bool = False,
+        on_failure: bool = False,
     ) -> Ref[R]: ...
 
     @overload
@@ -141,6 +155,8 @@ class Workflow:
         deps: Iterable[str | Ref[Any]] = (),
         ignore_cancelled: bool | None = None,
         ignore_discarded: bool | None = None,
+        always: bool = False,
+        on_failure: bool = False,
     ) -> Ref[Any]: ...
 
     def add(
@@ -151,6 +167,8 @@ class Workflow:
         deps: Iterable[str | Ref[Any]] = (),
         ignore_cancelled: bool | None = None,
         ignore_discarded: bool | None = None,
+        always: bool = False,
+        on_failure: bool = False,
     ) -> Ref[Any]:
         """Add a step. If this raises, the workflow is as it was.
 
@@ -161,6 +179,10 @@ class Workflow:
                 of steps added later. Naming one twice is naming it once.
             ignore_cancelled: Whether a cancelled dependency counts as done; None is the workflow's default.
             ignore_discarded: Whether a discarded dependency counts as done; None is the workflow's default.
+            always: Run it when its dependencies have settled, whatever became of them, also after the run was cancelled or its
+                deadline passed: for cleaning up. A failure of a dependency still fails the run.
+            on_failure: Run it only if one of its dependencies was discarded or cancelled, and skip it otherwise: for telling
+                somebody. A cancelled run runs it no more. What waits for a skipped step is skipped in turn.
 
         Returns:
             A reference to the step. Its `.result` goes into another step's `new()`.
@@ -170,14 +192,16 @@ class Workflow:
             DuplicateStep: `name` is taken.
             ForeignReference: A ref belongs to another workflow.
             InvalidArgument: `job` is no job, is inserted already, or JSON cannot hold its args or meta.
-            InvalidOption: `deps` is one string, or a flag is no bool.
+            InvalidOption: `deps` is one string, a flag is no bool, both `always` and `on_failure` are set, or a step that is to
+                run on failure waits for nothing.
         """
         name = step_name(name)
         if name in self._steps:
             raise DuplicateStep(f"workflow {self.name!r} has a step {name!r} already; choose another name")
-        flags = {
+        flags: dict[str, Any] = {
             "ignore_cancelled": _flag("ignore_cancelled", ignore_cancelled, self.ignore_cancelled),
             "ignore_discarded": _flag("ignore_discarded", ignore_discarded, self.ignore_discarded),
+            "runs_on": _runs_on(name, _flag("always", always), _flag("on_failure", on_failure)),
         }
         if isinstance(job, StepJob):
             used = [self._own(name, bound.ref) for bound in job.references]
@@ -187,6 +211,10 @@ class Workflow:
         else:
             definition = _job_definition(name, job, tuple(dict.fromkeys(self._names(name, deps))), flags)
             returns = Any
+        if definition.runs_on == "failure" and not definition.deps:
+            raise InvalidOption(
+                f"step {name!r} is to run on failure and waits for nothing; name the steps whose failure is meant in deps"
+            )
         self._steps[name] = definition
         return Ref(name, self, returns)
 
@@ -231,7 +259,12 @@ class Workflow:
                 orjson.loads(step.args),
                 orjson.loads(step.meta),
                 sorted(step.deps),
-                [step.ignore_cancelled, step.ignore_discarded],
+                # What is younger than the first version appears only where it is used, so that a deploy changes no hash.
+                [
+                    step.ignore_cancelled,
+                    step.ignore_discarded,
+                    *([] if step.runs_on == "success" else [step.runs_on]),
+                ],
                 [step.queue, step.max_attempts, step.priority, step.tags],
             ]
             for _, step in sorted(self._steps.items())
@@ -290,7 +323,7 @@ class Workflow:
 
 
 def _step_definition(
-    name: str, job: StepJob[Any], deps: tuple[str, ...], flags: dict[str, bool]
+    name: str, job: StepJob[Any], deps: tuple[str, ...], flags: dict[str, Any]
 ) -> StepDefinition:
     options = job.step.options
     declared = registered(job.step.name)
@@ -309,11 +342,12 @@ def _step_definition(
         scheduled_at=options.scheduled_at,
         deps=deps,
         function=job.step.name,
+        hooked=any(getattr(options, hook) is not None for hook in DOOM_HOOKS),
         **flags,
     )
 
 
-def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str, bool]) -> StepDefinition:
+def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str, Any]) -> StepDefinition:
     if isinstance(job, Step):
         raise InvalidArgument(f"step {name!r}: {job!r} has no arguments yet; pass {job.__name__}.new(...)")
     if any(not hasattr(job, attribute) for attribute in ("worker", "args", "queue", "meta", "id")):
@@ -346,6 +380,7 @@ def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str,
         scheduled_at=options.scheduled_at,
         deps=deps,
         function=job.worker,
+        hooked=_worker_has_hooks(job.worker),
         **flags,
     )
 
@@ -367,6 +402,29 @@ def _object_text(step: str, root: str, value: object) -> str:
         return dump(value, claim).decode()
     except Refused as refused:
         raise InvalidArgument(f"step {step!r}: {render_path(root, refused.path)}: {refused.reason}") from None
+
+
+def _worker_has_hooks(path: str) -> bool:
+    """Whether a worker class that is loaded here, as it is where a job of it was built, has a method for a doomed step."""
+    module, _, name = path.rpartition(".")
+    worker = getattr(sys.modules.get(module), name, None)
+    return any(callable(getattr(worker, hook, None)) for hook in DOOM_HOOKS)
+
+
+def _runs_on(step: str, always: bool, on_failure: bool) -> RunsOn:
+    if always and on_failure:
+        raise InvalidOption(f"step {step!r}: always and on_failure exclude each other; use one of them")
+    return "always" if always else "failure" if on_failure else "success"
+
+
+def _deadline(value: object) -> datetime | timedelta | None:
+    if value is None or (isinstance(value, timedelta) and value > timedelta()):
+        return value
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value
+    raise InvalidOption(
+        f"deadline={value!r} cannot work; use a datetime with a time zone, or a timedelta above 0"
+    )
 
 
 def _flag(option: str, value: object, default: bool = False) -> bool:

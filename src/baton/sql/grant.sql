@@ -13,7 +13,8 @@ END
 $$;
 GRANT USAGE ON SCHEMA "/* prefix */" TO /* role */;
 GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges, /* schema */workflow_completions,
-  /* schema */workflow_checkpoints, /* schema */workflow_repairs, /* schema */workflow_subscribers TO /* role */;
+  /* schema */workflow_checkpoints, /* schema */workflow_repairs, /* schema */workflow_subscribers, /* schema */workflow_consumers,
+  /* schema */workflow_deliveries, /* schema */workflow_debug_logs TO /* role */;
 GRANT SELECT ON /* schema */workflow_migrations TO /* role */;
 GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */oban_jobs, /* schema */oban_leaders, /* schema */oban_producers TO /* role */;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA "/* prefix */" TO /* role */;

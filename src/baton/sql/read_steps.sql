@@ -4,8 +4,10 @@ SELECT
   step.name,
   step.deps,
   step.job_id,
-  CASE WHEN step.state = 'released' THEN CASE job.state::text WHEN 'suspended' THEN 'available' ELSE coalesce(job.state::text, 'cancelled') END
-       ELSE step.state END AS state,
+  -- A released step's job is suspended while its run is paused, or for a moment.
+  CASE WHEN step.state <> 'released' THEN step.state
+       WHEN job.state = 'suspended' THEN CASE WHEN job.scheduled_at > timezone('UTC', now()) THEN 'scheduled' ELSE 'available' END
+       ELSE coalesce(job.state::text, 'cancelled') END AS state,
   step.function,
   coalesce(job.queue, '') AS queue,
   coalesce(step.attempt, job.attempt, 0) AS attempt,
@@ -15,7 +17,9 @@ SELECT
   CASE WHEN step.settled_at IS NULL THEN job.errors -> -1 ->> 'error' ELSE step.error END AS error,
   job.scheduled_at AT TIME ZONE 'UTC' AS scheduled_at,
   coalesce(step.started_at, job.attempted_at AT TIME ZONE 'UTC') AS started_at,
-  step.settled_at
+  step.settled_at,
+  step.runs_on,
+  step.cancel_requested_at
 FROM /* schema */workflow_nodes AS step
 LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
 WHERE step.workflow_id = %(id)s AND (%(names)s::text[] IS NULL OR step.name = ANY(%(names)s::text[]))

@@ -15,6 +15,7 @@ DECLARE
   results text[];
   reasons text[];
   rerun bigint[];
+  stopped bigint[];
 BEGIN
   acked := '{}';
   queues := '{}';
@@ -35,18 +36,28 @@ BEGIN
       ORDER BY job.id FOR UPDATE OF job
     ) AS fenced;
 
-    SELECT array_agg(step.id) FILTER (WHERE step.state IN ('held', 'released')),
-           array_agg(outcome.state) FILTER (WHERE step.state IN ('held', 'released')),
-           array_agg(outcome.result) FILTER (WHERE step.state IN ('held', 'released')),
-           array_agg(outcome.reason) FILTER (WHERE step.state IN ('held', 'released')),
-           array_agg(step.id) FILTER (WHERE step.state NOT IN ('held', 'released'))
-    INTO steps, states, results, reasons, rerun
-    FROM ROWS FROM (jsonb_to_recordset(p_outcomes) AS (id bigint, attempted_at timestamp, state text, reason text),
-                    unnest(p_results)) AS outcome (id, attempted_at, state, reason, result)
-    JOIN /* schema */oban_jobs AS job ON job.id = outcome.id
-    JOIN /* schema */workflow_nodes AS step ON step.job_id = outcome.id
-    WHERE job.state::text = 'executing' AND job.attempted_at = outcome.attempted_at
-      AND outcome.state IN ('completed', 'cancelled', 'discarded');
+    -- A statement of its own: the one above may have waited for a cancel, and still sees the steps as they were before it.
+    SELECT array_agg(ended.step_id) FILTER (WHERE ended.live), array_agg(ended.state) FILTER (WHERE ended.live),
+           array_agg(ended.result) FILTER (WHERE ended.live), array_agg(ended.reason) FILTER (WHERE ended.live),
+           array_agg(ended.step_id) FILTER (WHERE NOT ended.live), array_agg(ended.job_id) FILTER (WHERE ended.stopped)
+    INTO steps, states, results, reasons, rerun, stopped
+    FROM (
+      SELECT job.id AS job_id, step.id AS step_id, step.state IN ('held', 'released') AS live, asked.stopped, outcome.result,
+             CASE WHEN asked.stopped THEN 'cancelled' ELSE outcome.state END AS state,
+             CASE WHEN asked.stopped THEN coalesce(step.cancel_reason, outcome.reason) ELSE outcome.reason END AS reason
+      FROM ROWS FROM (jsonb_to_recordset(p_outcomes) AS (id bigint, attempted_at timestamp, state text, reason text),
+                      unnest(p_results)) AS outcome (id, attempted_at, state, reason, result)
+      -- OFFSET keeps this a look-up for each of them; see release.
+      CROSS JOIN LATERAL (
+        SELECT held.id, held.meta, held.attempted_at FROM /* schema */oban_jobs AS held
+        WHERE held.id = outcome.id AND held.state::text = 'executing' AND held.attempted_at = outcome.attempted_at OFFSET 0
+      ) AS job
+      LEFT JOIN /* schema */workflow_nodes AS step ON step.job_id = outcome.id
+      -- A step has its cancel in its own row. An ordinary job has Oban's mark, which counts for the attempt it was meant for.
+      CROSS JOIN LATERAL (SELECT coalesce(step.state = 'released' AND step.cancel_requested_at IS NOT NULL, false) OR coalesce(
+        (job.meta ->> 'cancel_attempted_at') > (to_jsonb(job.attempted_at) #>> '{}') COLLATE "C", false) AS stopped) AS asked
+    ) AS ended
+    WHERE ended.state IN ('completed', 'cancelled', 'discarded') AND (ended.step_id IS NOT NULL OR ended.stopped);
 
     -- The steps first, then their jobs: the trigger on the job table then finds nothing left to do.
     IF steps IS NOT NULL THEN
@@ -69,7 +80,9 @@ BEGIN
         discarded_at = CASE WHEN outcome.state = 'discarded' THEN timezone('UTC', now()) ELSE job.discarded_at END,
         errors = CASE WHEN outcome.error IS NULL THEN job.errors ELSE job.errors || outcome.error END,
         meta = CASE WHEN outcome.meta IS NULL THEN job.meta ELSE job.meta || outcome.meta END
-    FROM (SELECT * FROM jsonb_to_recordset(p_outcomes) AS given (
+    FROM (SELECT given.id, given.attempted_at, given.attempt_change, given.delay, given.error, given.meta,
+                 CASE WHEN given.id = ANY(stopped) THEN 'cancelled' ELSE given.state END AS state
+          FROM jsonb_to_recordset(p_outcomes) AS given (
             id bigint, attempted_at timestamp, state text, attempt_change integer, delay double precision, error jsonb,
             meta jsonb)
           LIMIT cardinality(p_results)) AS outcome

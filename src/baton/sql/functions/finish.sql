@@ -8,11 +8,12 @@ DECLARE
 BEGIN
   WITH settled AS (
     SELECT step.workflow_id,
-           step.state <> 'completed' AS failed,
-           step.state <> 'completed' AND (
-             -- Excused: somebody waits for it, and everybody who does was told to ignore just this.
+           step.state IN ('cancelled', 'discarded') AS failed,
+           step.state IN ('cancelled', 'discarded') AND (
+             -- Excused: somebody waits for it, and everybody who does was told to ignore just this. Steps that run whatever
+             -- happened, or after a failure, have no say in it.
              SELECT bool_and(CASE step.state WHEN 'cancelled' THEN dependent.ignore_cancelled
-                                             ELSE dependent.ignore_discarded END)
+                                             ELSE dependent.ignore_discarded END) FILTER (WHERE dependent.runs_on = 'success')
              FROM /* schema */workflow_edges AS edge
              JOIN /* schema */workflow_nodes AS dependent ON dependent.id = edge.dependent_id
              WHERE edge.dependency_id = step.id
@@ -29,7 +30,9 @@ BEGIN
         excused = workflow.excused + counted.excused,
         finished_at = CASE WHEN workflow.unsettled = counted.settled THEN clock_timestamp() END,
         outcome = CASE WHEN workflow.unsettled > counted.settled THEN NULL
-                       WHEN workflow.failed + counted.failed > workflow.excused + counted.excused THEN 'failed'
+                       WHEN workflow.cancel_cause = 'request' THEN 'cancelled'
+                       WHEN workflow.cancel_cause = 'deadline'
+                            OR workflow.failed + counted.failed > workflow.excused + counted.excused THEN 'failed'
                        ELSE 'completed' END
     FROM counted WHERE workflow.id = counted.workflow_id
     RETURNING workflow.id, workflow.finished_at
@@ -45,6 +48,10 @@ BEGIN
            ) END,
            workflow.finished_at
     FROM /* schema */workflows AS workflow WHERE workflow.id = ANY(finished);
+    INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
+    SELECT workflow.id, workflow.generation, consumer.name
+    FROM /* schema */workflow_consumers AS consumer
+    CROSS JOIN /* schema */workflows AS workflow WHERE workflow.id = ANY(finished);
   END IF;
 
   IF EXISTS (SELECT FROM /* schema */workflow_subscribers) THEN

@@ -2,13 +2,16 @@
 -- p_w*: one element per workflow. p_s*: one per step, p_sworkflow giving its workflow's place in p_wids, from 1.
 -- p_edependency, p_edependent: places in the steps' arrays, from 1. Returns a row per workflow, in the order given: its id, or
 -- that of the live workflow which already has its key. A live one with another definition is an error, BT001: its id is the
--- detail, the key the column, and nothing is written.
+-- detail, the key the column, and nothing is written. The parameters with defaults are younger than the first version of the
+-- library, which calls this without them.
 CREATE OR REPLACE FUNCTION /* schema */baton_insert(
   p_wids uuid[], p_wnames text[], p_wkeys text[], p_whashes text[], p_wsteps integer[],
   p_sworkflow integer[], p_snames text[], p_sfunctions text[], p_sworkers text[], p_squeues text[], p_sargs text[], p_smetas text[],
   p_stags text[], p_smax_attempts integer[], p_spriorities integer[], p_sscheduled_ats timestamptz[], p_sdeps text[],
   p_signore_cancelled boolean[], p_signore_discarded boolean[], p_swaiting_on integer[],
-  p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text
+  p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text,
+  p_wdeadline_ats timestamptz[] DEFAULT '{}', p_wdeadline_ins double precision[] DEFAULT '{}',
+  p_sruns_on text[] DEFAULT '{}', p_shooked boolean[] DEFAULT '{}'
 ) RETURNS TABLE (id uuid, inserted boolean)
 LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
@@ -26,9 +29,10 @@ BEGIN
   FOR place IN SELECT given.place FROM unnest(p_wkeys) WITH ORDINALITY AS given (key, place)
                ORDER BY given.key NULLS LAST, given.place LOOP
     LOOP
-      INSERT INTO /* schema */workflows (id, name, key, definition_hash, steps, unsettled, finished_at, outcome)
+      INSERT INTO /* schema */workflows (id, name, key, definition_hash, steps, unsettled, finished_at, outcome, deadline_at)
       SELECT p_wids[place], p_wnames[place], p_wkeys[place], p_whashes[place], p_wsteps[place], p_wsteps[place],
-             CASE WHEN p_wsteps[place] = 0 THEN now() END, CASE WHEN p_wsteps[place] = 0 THEN 'completed' END
+             CASE WHEN p_wsteps[place] = 0 THEN now() END, CASE WHEN p_wsteps[place] = 0 THEN 'completed' END,
+             coalesce(p_wdeadline_ats[place], now() + make_interval(secs => p_wdeadline_ins[place]))
       -- An empty one is finished at once and conflicts with nothing in the index of live keys; it must not pass one by.
       WHERE p_wsteps[place] > 0 OR NOT EXISTS (
         SELECT FROM /* schema */workflows AS other WHERE other.key = p_wkeys[place] AND other.finished_at IS NULL)
@@ -51,6 +55,9 @@ BEGIN
   INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
   SELECT empty.id, 1, 'completed', '{}', now() FROM unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps)
   WHERE empty.fresh AND empty.steps = 0;
+  INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
+  SELECT empty.id, 1, consumer.name FROM /* schema */workflow_consumers AS consumer
+  CROSS JOIN unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps) WHERE empty.fresh AND empty.steps = 0;
 
   SELECT array_agg(nextval(step_sequence)), array_agg(nextval(job_sequence))
   INTO step_ids, job_ids FROM generate_subscripts(p_snames, 1);
@@ -75,14 +82,15 @@ BEGIN
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM jobs;
 
   INSERT INTO /* schema */workflow_nodes
-    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on)
+    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on, runs_on, hooked)
   OVERRIDING SYSTEM VALUE
   SELECT step.id, ids[step.workflow], step.position, step.name, step.function, step.job_id, step.deps::text[],
          step.ignore_cancelled, step.ignore_discarded,
-         CASE WHEN step.waiting_on > 0 THEN 'held' ELSE 'released' END, step.waiting_on
-  FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sfunctions, p_sdeps, p_signore_cancelled, p_signore_discarded, p_swaiting_on)
-       WITH ORDINALITY
-       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, position)
+         CASE WHEN step.waiting_on > 0 THEN 'held' ELSE 'released' END, step.waiting_on,
+         coalesce(step.runs_on, 'success'), coalesce(step.hooked, false)
+  FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sfunctions, p_sdeps, p_signore_cancelled, p_signore_discarded,
+              p_swaiting_on, p_sruns_on, p_shooked) WITH ORDINALITY
+       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, runs_on, hooked, position)
   WHERE fresh[step.workflow];
 
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)

@@ -1,7 +1,8 @@
 -- on_jobs_updated: after every UPDATE of oban_jobs, whoever made it, steps and jobs agree again.
 -- It compares states instead of watching transitions: plain jobs have no step, and our own statements move the step first, so
 -- both end after one index look-up per row. Recursion is bounded by the same comparison, never by depth: a cancel that comes
--- from a user's own trigger arrives here at depth 2 and counts like any other.
+-- from a user's own trigger arrives here at depth 2 and counts like any other. A held step's job waits on, and so does that of a
+-- paused run; that of a step which is doomed, or was cancelled while it ran, does not run again.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp /* pinned */ AS $$
 DECLARE
@@ -12,19 +13,25 @@ DECLARE
 BEGIN
   SELECT array_agg(step.id) FILTER (WHERE step.state IN ('held', 'released')),
          array_agg(job.state::text) FILTER (WHERE step.state IN ('held', 'released')),
-         array_agg(job.id) FILTER (WHERE step.state = 'held' AND job.state NOT IN ('completed', 'cancelled', 'discarded')),
-         array_agg(job.id) FILTER (WHERE step.doomed)
+         array_agg(job.id) FILTER (WHERE job.state NOT IN ('completed', 'cancelled', 'discarded')
+                                     AND NOT step.doomed AND step.cancel_requested_at IS NULL),
+         array_agg(job.id) FILTER (WHERE job.state NOT IN ('completed', 'cancelled', 'discarded')
+                                     AND (step.doomed OR step.cancel_requested_at IS NOT NULL))
   INTO settled, states, put_back, dead
   FROM changed AS job JOIN /* schema */workflow_nodes AS step ON step.job_id = job.id
   WHERE CASE WHEN job.state IN ('completed', 'cancelled', 'discarded') THEN step.state IN ('held', 'released')
              WHEN job.state = 'suspended' THEN false
-             ELSE step.state = 'held' OR step.doomed END;
+             ELSE step.state = 'held' OR step.doomed OR (
+               step.state = 'released' AND job.state <> 'executing' AND (
+                 step.cancel_requested_at IS NOT NULL
+                 -- No EXISTS: that may be planned as a look at all workflows.
+                 OR (SELECT workflow.paused_at FROM /* schema */workflows AS workflow WHERE workflow.id = step.workflow_id) IS NOT NULL
+               )) END;
 
   IF settled IS NULL AND dead IS NULL THEN
     RETURN NULL;
   END IF;
 
-  -- A held step's job that somebody retried or staged waits on; a doomed one stays cancelled.
   IF put_back IS NOT NULL THEN
     UPDATE /* schema */oban_jobs AS job
     SET state = 'suspended', attempt = CASE job.state WHEN 'executing' THEN greatest(0, job.attempt - 1) ELSE job.attempt END

@@ -16,8 +16,11 @@ BEGIN
   JOIN /* schema */workflow_nodes AS step ON step.workflow_id = workflow.id
   LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
   WHERE workflow.finished_at IS NULL AND step.state IN ('held', 'released') AND NOT step.owed
-    AND (job.id IS NULL OR job.state IN ('completed', 'cancelled', 'discarded')
-         OR (step.state = 'held') <> (job.state = 'suspended'));
+    AND (job.id IS NULL OR job.state IN ('completed', 'cancelled', 'discarded') OR CASE
+           WHEN step.state = 'held' THEN job.state <> 'suspended'
+           WHEN step.cancel_requested_at IS NOT NULL THEN job.state <> 'executing'
+           WHEN workflow.paused_at IS NOT NULL THEN job.state IN ('available', 'scheduled', 'retryable')
+           ELSE job.state = 'suspended' END);
 
   IF jobs IS NOT NULL THEN
     jobs := /* schema */baton_take_jobs(jobs);

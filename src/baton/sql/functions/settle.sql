@@ -9,7 +9,9 @@ CREATE OR REPLACE FUNCTION /* schema */baton_settle(
 DECLARE
   settled bigint[];
   unfortunate bigint[];
-  queues text[];
+  level bigint[];
+  queues text[] := '{}';
+  went record;
 BEGIN
   -- One lock order everywhere: two nodes settling into one fan-in queue up here, they do not deadlock.
   PERFORM 1 FROM /* schema */workflows AS workflow
@@ -24,7 +26,8 @@ BEGIN
                       WHEN outcome.result IS NULL THEN '{"value": null, "foreign": true}'
                       ELSE jsonb_build_object('value', outcome.result::jsonb) END,
         error = CASE WHEN outcome.state <> 'completed'
-                     THEN coalesce(outcome.error, job.errors -> -1 ->> 'error', 'its job was ' || outcome.state) END,
+                     THEN coalesce(outcome.error, CASE outcome.state WHEN 'cancelled' THEN self.cancel_reason END,
+                                   job.errors -> -1 ->> 'error', 'its job was ' || outcome.state) END,
         attempt = job.attempt,
         started_at = job.attempted_at AT TIME ZONE 'UTC',
         settled_at = clock_timestamp()
@@ -39,10 +42,21 @@ BEGIN
   IF settled IS NULL THEN
     RETURN '{}';
   END IF;
-  IF unfortunate IS NOT NULL THEN
-    settled := settled || /* schema */baton_doom(unfortunate);
-  END IF;
-  queues := /* schema */baton_release(settled);
+  level := settled;
+  LOOP
+    IF unfortunate IS NOT NULL THEN
+      unfortunate := /* schema */baton_doom(unfortunate);
+      settled := settled || unfortunate;
+      level := level || unfortunate;
+    END IF;
+    SELECT * INTO went FROM /* schema */baton_release(level);
+    queues := queues || went.queues;
+    EXIT WHEN went.skipped = '{}';
+    -- What was skipped has settled in turn.
+    unfortunate := went.skipped;
+    settled := settled || went.skipped;
+    level := went.skipped;
+  END LOOP;
   PERFORM /* schema */baton_finish(settled);
   RETURN queues;
 END
