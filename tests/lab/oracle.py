@@ -8,7 +8,6 @@ what is, but what can be; between two looks it follows every way on, and a look 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
 
 from tests.lab.schedule import Flow, StepPlan, value_of
 
@@ -189,10 +188,9 @@ def expect(flow: Flow) -> Expected | None:
             return None
         (states[name],) = finals
     values: dict[str, str] = {}
-    for name in _ordered(flow):
-        step = next(step for step in flow.steps if step.name == name)
-        if states[name] == "completed":
-            values[name] = value_of(flow.tag, name, {dep: values.get(dep) for dep in step.deps})
+    for step in flow.steps:
+        if states[step.name] == "completed":
+            values[step.name] = value_of(flow.tag, step.name, {dep: values.get(dep) for dep in step.deps})
     return Expected(states, values, _outcome(flow, states))
 
 
@@ -200,10 +198,6 @@ def digest(values: Mapping[str, str]) -> str:
     """The values of a run as one text."""
     text = ",".join(f"{name}={values[name]}" for name in sorted(values))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _ordered(flow: Flow) -> Iterable[str]:
-    return TopologicalSorter({step.name: step.deps for step in flow.steps}).static_order()
 
 
 def _outcome(flow: Flow, states: Mapping[str, str]) -> str:

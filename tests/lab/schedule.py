@@ -70,7 +70,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A workflow to insert, and what is done to it."""
+    """A workflow to insert, and what is done to it. Steps come after those they wait for."""
 
     at: float
     tag: str
