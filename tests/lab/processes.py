@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[2]
 class Worker:
     """One place for a worker process. Whoever dies in it is followed by another."""
 
-    def __init__(self, number: int, folder: Path, arguments: list[str], witness: str) -> None:
+    def __init__(self, number: int, folder: Path, arguments: list[str], witness: str, luck: str) -> None:
         self.number = number
         self.lives = 0
         self._log = folder / f"worker-{number}.log"
         self._arguments = arguments
+        self._luck = luck
         self._environment = {**os.environ, "LAB_WITNESS": witness, "PYTHONPATH": str(ROOT)}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -36,7 +37,7 @@ class Worker:
         self.lives += 1
         command = [
             *(sys.executable, "-m", "tests.lab.worker", *self._arguments),
-            *("--parent", str(os.getpid()), "--luck", f"{self.number}/{self.lives}/{self._arguments}"),
+            *("--parent", str(os.getpid()), "--luck", f"{self._luck}/{self.number}/{self.lives}"),
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -47,6 +48,9 @@ class Worker:
         assert self._process is not None
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
 
     def ended(self) -> bool:
         return self._process is None or self._process.poll() is not None

@@ -15,6 +15,7 @@ class Proxy:
         port: Where it listens.
         delay: Seconds that each piece of data is held back, in both directions.
         withheld: Pieces of data that came in while it stalled.
+        delayed: Pieces of data that were held back by `delay`.
     """
 
     def __init__(self, target: Path) -> None:
@@ -27,6 +28,7 @@ class Proxy:
         self.port = 0
         self.delay = 0.0
         self.withheld = 0
+        self.delayed = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
@@ -90,6 +92,7 @@ class Proxy:
                     self.withheld += 1
                     await self._open.wait()
                 if self.delay:
+                    self.delayed += 1
                     await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()

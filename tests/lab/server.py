@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Self
 
 import psycopg
 from psycopg import sql
@@ -17,7 +16,7 @@ _SETTINGS = {"deadlock_timeout": "50ms", "log_lock_waits": "off", "max_connectio
 
 
 class Server:
-    """A server in a folder of its own, for as long as the `with` block lasts. Its data outlives its crashes."""
+    """A server in a folder of its own, until `stop`. Its data outlives its crashes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,10 +26,7 @@ class Server:
                 conn.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         self.restart_immediately()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._server.stop()
 
     @property

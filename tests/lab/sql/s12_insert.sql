@@ -16,5 +16,5 @@ WHERE job.meta ? 'workflow_id' AND NOT EXISTS (SELECT FROM workflow_nodes AS ste
 UNION ALL
 SELECT flow.run, NULL, 'was inserted as ' || flow.tag || ' and is not there'
 FROM lab.flows AS flow
-WHERE flow.run IS NOT NULL AND flow.pruned_at IS NULL
+WHERE flow.run IS NOT NULL AND flow.prune_called_at IS NULL
   AND NOT EXISTS (SELECT FROM workflows AS workflow WHERE workflow.id = flow.run)

@@ -6,7 +6,7 @@ CREATE SCHEMA lab;
 CREATE TABLE lab.flows (
   tag text PRIMARY KEY,
   run uuid,
-  copy_of uuid,
+  prune_called_at timestamptz,
   pruned_at timestamptz
 );
 
@@ -25,7 +25,7 @@ CREATE TABLE lab.plain (
   job_id bigint PRIMARY KEY
 );
 
--- worker NULL: it hit everybody.
+-- pid NULL: it hit everybody. jobs: those that ran there when it began.
 CREATE TABLE lab.faults (
   id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
   kind text NOT NULL,
