@@ -19,9 +19,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report to this file as well")
     parser.add_argument("--keep", type=Path, help="folder for the schedule, the server's data and the logs, kept afterwards")
     parser.add_argument("--plan", action="store_true", help="print the schedule of the seed and run nothing")
+    parser.add_argument(
+        "--faults", default=",".join(schedule.FAULTS), help="kinds of faults to make, to find out which one it takes; by default: %(default)s"
+    )
     options = parser.parse_args()
+    if options.keep and options.keep.exists() and any(options.keep.iterdir()):
+        parser.error(f"{options.keep} is not empty; name a new folder")
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    plan = schedule.make(seed, options.seconds * 2 / 3)
+    plan = schedule.make(seed, options.seconds * 2 / 3, kinds=[kind for kind in options.faults.split(",") if kind])
     if options.plan:
         print(json.dumps(plan.as_json(), indent=1))
         return 0

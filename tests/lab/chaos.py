@@ -66,7 +66,7 @@ async def run(schedule: Schedule, folder: Path) -> Report:
             worker.terminate()
         await asyncio.gather(*(monkey.await_end(worker) for worker in workers))
         await watcher.look_once()
-        await report.gather(result, direct)
+        await report.gather(result, schedule.kinds, direct)
         result.looks, result.findings, result.timeline = watcher.looks, ledger.findings, ledger.timeline
     return result
 

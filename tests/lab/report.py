@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.lab.invariants import Finding
 from tests.lab.ledger import Direct
-from tests.lab.schedule import BUILT_IN, FAULTS
+from tests.lab.schedule import BUILT_IN
 
 GREEN, VIOLATION, INCONCLUSIVE = 0, 1, 2
 
@@ -129,14 +129,14 @@ class Report:
         return "\n".join(lines)
 
 
-async def gather(report: Report, direct: Direct) -> None:
+async def gather(report: Report, kinds: Sequence[str], direct: Direct) -> None:
     """Fill in what is read off the tables."""
     for name, statement in _COUNTS.items():
         report.counts[name] = int(await direct.value(statement) or 0)
     rows = await direct.rows("SELECT kind, count(*), sum(hits) FROM lab.faults GROUP BY kind")
     made = {kind: (count, int(hits)) for kind, count, hits in rows}
-    report.made = {kind: made.get(kind, (0, 0))[0] for kind in FAULTS}
-    report.hits = {kind: made.get(kind, (0, 0))[1] for kind in FAULTS}
+    report.made = {kind: made.get(kind, (0, 0))[0] for kind in kinds}
+    report.hits = {kind: made.get(kind, (0, 0))[1] for kind in kinds}
     counted = dict(await direct.rows("SELECT kind, count(*) FROM lab.hits GROUP BY kind"))
     report.hits |= {kind: counted.get(kind, 0) for kind in BUILT_IN}
     for name, kinds in {"kill": ["kill"], "freeze": ["freeze"], "server": ["pg_restart", "pg_crash"]}.items():

@@ -6,7 +6,7 @@ be read and replayed; what the machine makes of it (who is executing when a kill
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -107,6 +107,7 @@ class Schedule:
     seed: int
     seconds: float
     rescue_after: float
+    kinds: tuple[str, ...]
     flows: tuple[Flow, ...]
     plain: tuple[PlainJobs, ...]
     faults: tuple[Fault, ...]
@@ -115,14 +116,16 @@ class Schedule:
         return asdict(self)
 
 
-def make(seed: int, seconds: float, *, rescue_after: float = 2.0) -> Schedule:
+def make(
+    seed: int, seconds: float, *, rescue_after: float = 2.0, kinds: Sequence[str] = FAULTS
+) -> Schedule:
     """The run of a seed. The same arguments make the same schedule, on any machine."""
     stream, monkey = random.Random(f"graphs/{seed}"), random.Random(f"faults/{seed}")
     flows = tuple(_flows(stream, seconds))
     plain = tuple(
         PlainJobs(at=round(at, 3), count=stream.randint(1, 4)) for at in _times(stream, 0.2, seconds, every=1.0)
     )
-    return Schedule(seed, seconds, rescue_after, flows, plain, tuple(_faults(monkey, seconds, rescue_after)))
+    return Schedule(seed, seconds, rescue_after, tuple(kinds), flows, plain, tuple(_faults(monkey, seconds, rescue_after, kinds)))
 
 
 def _times(rng: random.Random, start: float, end: float, *, every: float) -> Iterator[float]:
@@ -223,11 +226,13 @@ def _actions(rng: random.Random, steps: list[StepPlan]) -> Iterator[Action]:
 _LASTS = {"freeze": (1.8, 2.6), "stall": (0.3, 0.9), "delay": (0.5, 1.0), "snapshot": (1.0, 2.0)}
 
 
-def _faults(rng: random.Random, seconds: float, rescue_after: float) -> Iterator[Fault]:
+def _faults(
+    rng: random.Random, seconds: float, rescue_after: float, wanted: Sequence[str]
+) -> Iterator[Fault]:
     """Every kind at least once, in a random order, then again; none in the last part, in which what is broken heals."""
     end = seconds - min(6.0, seconds / 5)
     rounds = max(1, round(end / 20))
-    kinds = [kind for _ in range(rounds) for kind in rng.sample(FAULTS, len(FAULTS))]
+    kinds = [kind for _ in range(rounds) for kind in rng.sample(wanted, len(wanted))]
     for number, kind in enumerate(kinds):
         low, high = _LASTS.get(kind, (0.0, 0.0))
         yield Fault(
