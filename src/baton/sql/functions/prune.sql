@@ -16,7 +16,7 @@ BEGIN
   SELECT array_agg(old.id), CASE count(*) WHEN p_limit THEN max(old.finished_at) END INTO seen, stopped_at FROM (
     SELECT workflow.id, workflow.finished_at FROM /* schema */workflows AS workflow
     WHERE workflow.finished_at <= clock_timestamp() - make_interval(secs => p_age)
-      AND (p_after IS NULL OR workflow.finished_at >= p_after)
+      AND workflow.finished_at >= coalesce(p_after, '-infinity')
     ORDER BY workflow.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED
   ) AS old;
   SELECT array_agg(dead.id) INTO ids FROM (
