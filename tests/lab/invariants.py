@@ -59,9 +59,13 @@ async def look(conn: AsyncConnection, *, traces: bool) -> list[Finding]:
     found = []
     for name, text in wanted.items():
         found += [Finding(name, _text(run), step, detail) for run, step, detail in await _rows(conn, text)]
-    for invariant, run, step, detail in await _rows(conn, _store.load("audit").decode()):
-        found.append(Finding(f"audit {invariant}", _text(run), step, detail))
-    return found
+    return found + await audit(conn)
+
+
+async def audit(conn: AsyncConnection) -> list[Finding]:
+    """What Baton's own audit finds."""
+    rows = await _rows(conn, _store.load("audit").decode())
+    return [Finding(f"audit {invariant}", _text(run), step, detail) for invariant, run, step, detail in rows]
 
 
 async def stuck(conn: AsyncConnection) -> list[Finding]:
