@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import random
 import signal
 import sys
@@ -35,6 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="baton-lab-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(filename=folder / "lab.log", format="%(asctime)s %(name)s %(levelname)s %(message)s")
         print(f"seed {seed}, {options.seconds:g} s; everything is in {folder}", flush=True)
         report = asyncio.run(chaos.run(plan, folder))
     if options.json:

@@ -23,6 +23,9 @@ _SLOWEST_STOP = 30.0
 _CHANNELS = ("insert", "signal", "gossip", "leader", "sonar", "workflow")
 _GARBAGE = ("x", "", '{"', "[]", "null", '{"queue": 7}', '{"queue": "fast", "origin": []}', '{"action": "pkill"}', "\x7f" * 200)
 
+# By what a backend did last. The listener looks now and then whether it is still connected.
+_LISTENING = "(query ILIKE 'LISTEN%' OR query = 'SELECT 1')"
+
 _EXECUTING = """
     SELECT attempt.pid, array_agg(attempt.job_id) FROM lab.attempts AS attempt
     WHERE attempt.phase IS NULL AND attempt.pid = ANY(%s) AND attempt.started_at > clock_timestamp() - interval '1 minute'
@@ -168,13 +171,16 @@ class Monkey:
             await self._ended(row, len(jobs))
 
     async def _end_listener(self, _fault: Fault) -> None:
-        await self._terminate("end_listener", "query ILIKE 'LISTEN%'")
+        await self._terminate("end_listener", _LISTENING)
 
     async def _end_engine(self, _fault: Fault) -> None:
-        await self._terminate("end_engine", "application_name = 'baton engine'")
+        await self._terminate("end_engine", "query ILIKE '%baton_ack%'")
 
     async def _end_pool(self, _fault: Fault) -> None:
-        await self._terminate("end_pool", "application_name = 'baton' AND query NOT ILIKE 'LISTEN%'")
+        await self._terminate("end_pool", f"application_name LIKE 'baton%' AND query NOT ILIKE '%baton_%' AND NOT ({_LISTENING})")
+
+    async def _end_heartbeat(self, _fault: Fault) -> None:
+        await self._terminate("end_heartbeat", "query ILIKE '%baton_beat%'")
 
     async def _terminate(self, kind: str, which: str) -> None:
         """End backends, those in the middle of a statement first, at most half of them."""
@@ -184,7 +190,7 @@ class Monkey:
         while not hits and self._ledger.now < deadline:
             hits = await self._ledger.direct.value(
                 "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
-                f"WHERE datname = current_database() AND {which} ORDER BY state = 'active' DESC, random() LIMIT 4) AS chosen"
+                f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {which} ORDER BY state = 'active' DESC, random() LIMIT 4) AS chosen"
             )
             await asyncio.sleep(0.02)
         await self._ended(row, hits)
@@ -206,7 +212,7 @@ class Monkey:
     async def _garbage(self, _fault: Fault) -> None:
         """What anybody who may connect can send to Oban's channels."""
         row = await self._began("garbage")
-        listening = await self._ledger.direct.value("SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'")
+        listening = await self._ledger.direct.value(f"SELECT count(*) FROM pg_stat_activity WHERE {_LISTENING}")
         for channel in _CHANNELS:
             for payload in self._luck.sample(_GARBAGE, 4):
                 await self._ledger.direct.rows("SELECT pg_notify(%s, %s)", f"public.oban_{channel}", payload)

@@ -50,6 +50,9 @@ _RECOVERY = """
     FROM lab.faults AS fault CROSS JOIN LATERAL unnest(fault.jobs) AS hit (job)
     WHERE fault.kind = ANY(%s)"""
 
+# Jobs that the worker without their code had in its hands.
+_MISSING_CODE = "SELECT count(*) FROM oban_jobs WHERE args ->> 'step' = 'lab.rare' AND meta ?| '{snoozed,parked}'"
+
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
@@ -139,6 +142,7 @@ async def gather(report: Report, kinds: Sequence[str], direct: Direct) -> None:
     report.hits = {kind: made.get(kind, (0, 0))[1] for kind in kinds}
     counted = dict(await direct.rows("SELECT kind, count(*) FROM lab.hits GROUP BY kind"))
     report.hits |= {kind: counted.get(kind, 0) for kind in BUILT_IN}
+    report.hits["missing_code"] = int(await direct.value(_MISSING_CODE))
     for name, kinds in {"kill": ["kill"], "freeze": ["freeze"], "server": ["pg_restart", "pg_crash"]}.items():
         seconds = sorted(value for (value,) in await direct.rows(_RECOVERY, kinds) if value is not None)
         report.recovery[name] = Recovery(len(seconds), percentile(seconds, 50), percentile(seconds, 99), percentile(seconds, 100))

@@ -26,6 +26,7 @@ FAULTS = (
     "end_listener",
     "end_engine",
     "end_pool",
+    "end_heartbeat",
     "stall",
     "drop",
     "delay",
