@@ -756,6 +756,41 @@ async def test_a_skipped_step_is_copied_unless_what_it_waits_for_runs_again(step
     }
 
 
+async def test_a_step_behind_a_skipped_one_does_not_run_in_a_retry_or_a_rerun(steps: Steps) -> None:
+    graph = {"a": [], "f": [], "n": ["a"], "j": ["n", "f"], "k": ["j"], "end": ["j"]}
+    run = await steps.insert(graph, on_failure=["n"], always=["end"])
+    outcomes = await steps.start("a", "f")
+    await steps.engine.ack([outcomes[0], replace(outcomes[1], state="discarded", result=None)])
+    await steps.finish("end")
+    await steps.engine.retry(run)
+    skipped = {"a": "completed", "n": "skipped", "j": "skipped", "k": "skipped", "end": "available"}
+    assert await states_of(steps, run) == skipped | {"f": "available"}
+    assert await states_of(steps, await rerun(steps, run, "j")) == skipped | {"f": "available"}
+    await steps.run("UPDATE oban_jobs SET state = 'completed' WHERE state = 'available'")
+    assert (await generations(steps, run))[1:] == [(2, "completed", [])]
+    again = await rerun(steps, run, "j")
+    assert await states_of(steps, again) == skipped | {"f": "completed"}
+    assert (await steps.workflow(again))["unsettled"] == 1
+
+
+async def test_a_step_that_runs_on_failure_is_skipped_in_a_retry_and_a_rerun_that_find_none(
+    steps: Steps,
+) -> None:
+    run = await steps.insert({"a": [], "n": ["a"], "k": ["n"]}, on_failure=["n"])
+    await cancel(steps, run, "n")
+    await steps.finish("a")
+    assert await steps.states() == {"a": "completed", "n": "cancelled", "k": "cancelled"}
+    new = await rerun(steps, run, "n")
+    assert await steps.engine.retry(run) == ["n", "k"]
+    for each, last in ((run, 2), (new, 1)):
+        assert await states_of(steps, each) == {"a": "completed", "n": "skipped", "k": "skipped"}
+        assert (await generations(steps, each))[-1] == (last, "completed", [])
+    assert await steps.rows("SELECT DISTINCT state::text FROM oban_jobs ORDER BY 1") == [
+        ("cancelled",),
+        ("completed",),
+    ]
+
+
 # --- deadlines --------------------------------------------------------------------------------------
 
 
@@ -816,7 +851,8 @@ async def rows_left(steps: Steps) -> dict[str, int]:
     tables = [
         name
         for (name,) in await steps.rows(
-            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'workflow%%' AND relname <> 'workflow_migrations'"
+            "SELECT relname FROM pg_class "
+            "WHERE relkind = 'r' AND relname LIKE 'workflow%%' AND relname <> 'workflow_migrations'"
         )
     ]
     counts = {table: int(await steps.value(f"SELECT count(*) FROM {table}")) for table in tables}

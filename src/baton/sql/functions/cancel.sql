@@ -47,7 +47,7 @@ BEGIN
       UPDATE /* schema */workflow_nodes AS step SET owed = false WHERE step.id = ANY(ended) AND step.owed;
       PERFORM /* schema */baton_cancel_jobs(jobs);
     END IF;
-    IF p_steps IS NULL AND run.paused_at IS NOT NULL THEN
+    IF p_steps IS NULL AND run.cancel_cause IS NULL AND run.paused_at IS NOT NULL THEN
       queues := queues || /* schema */baton_release_jobs(ARRAY(
         SELECT step.job_id FROM /* schema */workflow_nodes AS step
         WHERE step.workflow_id = p_workflow AND step.state = 'released'));

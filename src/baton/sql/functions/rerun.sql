@@ -1,5 +1,5 @@
 -- rerun: insert a run that does part of another one again. Steps that completed and are not downstream of p_from are copied with
--- their results, as settled; all others run. The other run may be live, and stays as it is.
+-- their results, as settled; all others run, unless a skipped one keeps them from it. The other run may be live, and stays as it is.
 -- p_from: names of steps, null for all. Returns whether there is such a run. Errors: BT002 as in retry; BT004 when there is no
 -- such step, its name as the detail. The new run has no key: that is for whoever inserts.
 CREATE OR REPLACE FUNCTION /* schema */baton_rerun(p_workflow uuid, p_id uuid, p_from text[]) RETURNS boolean
@@ -98,7 +98,7 @@ BEGIN
   IF gone IS NOT NULL THEN
     RAISE EXCEPTION 'jobs of workflow % are gone', p_workflow USING ERRCODE = 'BT002', DETAIL = array_to_string(gone, ' ');
   END IF;
-  PERFORM /* schema */baton_wake(queues, '{}', NULL);
+  PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_id), '{}', NULL);
   RETURN true;
 END
 $$;

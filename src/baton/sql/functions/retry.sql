@@ -85,7 +85,7 @@ BEGIN
     RETURNING job.queue, job.state
   )
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM revived;
-  PERFORM /* schema */baton_wake(queues, '{}', NULL);
+  PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_workflow), '{}', NULL);
   RETURN names;
 END
 $$;
