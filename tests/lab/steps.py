@@ -22,14 +22,14 @@ from baton import Cancel, Snooze, Workflow, step
 from tests.lab.schedule import StepPlan, value_of
 
 
-_START = """
+START = """
     INSERT INTO lab.effects (run, step, job_id, attempt, attempted_at, pid, queue, phase, sees)
     SELECT %(run)s::uuid, %(step)s, %(job)s, %(attempt)s, %(attempted_at)s, %(pid)s, %(queue)s, 'start', (
       SELECT jsonb_object_agg(dependency.name, dependency.state)
       FROM workflow_nodes AS step JOIN workflow_edges AS edge ON edge.dependent_id = step.id
       JOIN workflow_nodes AS dependency ON dependency.id = edge.dependency_id WHERE step.job_id = %(job)s)
     ON CONFLICT DO NOTHING"""
-_END = """
+END = """
     INSERT INTO lab.effects (run, step, job_id, attempt, attempted_at, pid, queue, phase, value)
     VALUES (%(run)s::uuid, %(step)s, %(job)s, %(attempt)s, %(attempted_at)s, %(pid)s, %(queue)s, %(phase)s, %(value)s)
     ON CONFLICT DO NOTHING"""
@@ -90,10 +90,10 @@ class Attempt:
         }
 
     def start(self) -> None:
-        witness.write(_START, self.row)
+        witness.write(START, self.row)
 
     def end(self, phase: str, value: str | None = None, *, patience: float = 60.0) -> None:
-        witness.write(_END, {**self.row, "phase": phase, "value": value}, patience=patience)
+        witness.write(END, {**self.row, "phase": phase, "value": value}, patience=patience)
 
     def healed(self) -> bool:
         return bool(witness.ask(_HEALED, (self.row["run"],)))
