@@ -21,7 +21,7 @@ from tests.lab.oracle import Belief, Contradiction, expect
 from tests.lab.processes import Guard
 from tests.lab.proxy import Proxy
 from tests.lab.report import GREEN, INCONCLUSIVE, VIOLATION, Report, percentile
-from tests.lab.schedule import Action, Fault, Flow, StepPlan, value_of
+from tests.lab.schedule import Action, Flow, StepPlan, value_of
 from tests.lab.server import Server
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,9 @@ def test_the_end_of_a_flow_is_known_before_it_begins() -> None:
         ("ok", {"runs_on": "failure"}, "skipped", "completed"),
     ],
 )
-def test_the_oracle_knows_the_policies(after: schedule.Kind, options: dict[str, object], ends: str, outcome: str) -> None:
+def test_the_oracle_knows_the_policies(
+    after: schedule.Kind, options: dict[str, object], ends: str, outcome: str
+) -> None:
     expected = expect(flow(StepPlan("s0", kind=after), StepPlan("s1", ("s0",), **options)))  # type: ignore[arg-type]
     assert expected is not None
     assert (expected.states["s1"], expected.outcome) == (ends, outcome)
@@ -272,7 +274,9 @@ def test_the_guard_ends_the_server_of_a_lab_that_was_killed(tmp_path: Path) -> N
             "import os, signal, sys\nfrom tests.lab.processes import Guard\n"
             "Guard().watch(int(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGKILL)"
         )
-        killed = subprocess.run([sys.executable, "-c", code, str(server.pid)], cwd=ROOT, check=False, timeout=60)
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(server.pid)], cwd=ROOT, check=False, timeout=60
+        )
         assert killed.returncode == -signal.SIGKILL
         _until_gone(server.pid)
     finally:
@@ -337,7 +341,9 @@ async def test_a_short_storm_shows_no_user_a_deadlock(tmp_path: Path) -> None:
 @pytest.mark.timeout(240)
 async def test_a_short_run_of_everything_is_green(tmp_path: Path) -> None:
     report = await chaos.run(schedule.make(SEED, 18.0), tmp_path)
-    assert report.verdict == GREEN, f"{report}\n" + "\n".join(f"{at:9.3f} {text}" for at, text in report.timeline)
+    assert report.verdict == GREEN, f"{report}\n" + "\n".join(
+        f"{at:9.3f} {text}" for at, text in report.timeline
+    )
 
 
 # One whose faults all hit.

@@ -20,6 +20,7 @@ from tests.lab.proxy import Proxy
 from tests.lab.report import Report
 from tests.lab.schedule import QUEUES, Schedule
 from tests.lab.server import DATABASE, Server
+from tests.lab.storm import run as deadlock_storm
 from tests.lab.watcher import Watcher
 from tests.lab.worker import baton_of
 
@@ -29,8 +30,8 @@ LOSE = 0.05
 PATIENCE = 60.0
 
 
-async def run(schedule: Schedule, folder: Path) -> Report:
-    """Run a schedule on a server of its own. Everything started is ended when this returns or raises."""
+async def run(schedule: Schedule, folder: Path, *, storm_seconds: float = 0.0) -> Report:
+    """Run a schedule on a server of its own, then the deadlock storm. Everything started is ended when this returns or raises."""
     (folder / "schedule.json").write_text(json.dumps(schedule.as_json(), indent=1))
     result = Report(schedule.seed, schedule.seconds, schedule.rescue_after)
     async with AsyncExitStack() as stack:
@@ -68,7 +69,19 @@ async def run(schedule: Schedule, folder: Path) -> Report:
         await watcher.look_once()
         await report.gather(result, schedule.kinds, direct)
         result.looks, result.findings, result.timeline = watcher.looks, ledger.findings, ledger.timeline
+        if storm_seconds:
+            # In a database of its own, with no worker to end what it stirs up.
+            await direct.rows("CREATE DATABASE storm")
+            await _storm(result, server.dsn_for("storm"), storm_seconds)
     return result
+
+
+async def _storm(result: Report, dsn: str, seconds: float) -> None:
+    await prepare(dsn)
+    storm = await deadlock_storm(dsn, seconds, result.seed)
+    result.storm = storm.as_json()
+    for finding in storm.findings:
+        result.findings.setdefault(finding, result.seconds)
 
 
 async def prepare(dsn: str) -> None:

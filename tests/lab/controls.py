@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from baton._engine import Outcome
 from tests.kit.database import Database, Session
 from tests.kit.graphs import QUEUE
 from tests.lab import invariants
@@ -21,8 +22,6 @@ from tests.lab.invariants import Finding
 from tests.lab.oracle import Belief, Contradiction
 from tests.lab.schedule import Action, Flow, StepPlan, value_of
 from tests.lab.steps import END, START, build
-
-from baton._engine import Outcome
 
 TAG = "f0"
 
@@ -114,17 +113,23 @@ class Stage:
 
     async def act(self, what: str, call: Awaitable[Any]) -> None:
         """What a user does, with when they were answered."""
-        ((number,),) = await self.db.main.rows("INSERT INTO lab.actions (run, what) VALUES (%s, %s) RETURNING id", self.run, what)
+        ((number,),) = await self.db.main.rows(
+            "INSERT INTO lab.actions (run, what) VALUES (%s, %s) RETURNING id", self.run, what
+        )
         answer = await call
         answer = answer[0] if isinstance(answer, list) and answer else answer
         await self.db.main.run(
-            "UPDATE lab.actions SET answered_at = clock_timestamp(), answer = %s WHERE id = %s", str(answer), number
+            "UPDATE lab.actions SET answered_at = clock_timestamp(), answer = %s WHERE id = %s",
+            str(answer),
+            number,
         )
 
     async def look(self, *, at_the_end: bool = False) -> list[Finding]:
         """All that the lab's judges find."""
         found = await invariants.look(self.db.main.conn, traces=True)
-        rows = await self.db.main.rows("SELECT name, state FROM workflow_nodes WHERE workflow_id = %s", self.run)
+        rows = await self.db.main.rows(
+            "SELECT name, state FROM workflow_nodes WHERE workflow_id = %s", self.run
+        )
         try:
             self.belief.observe(dict(rows))
         except Contradiction as contradiction:
@@ -205,7 +210,12 @@ async def _a_run_ends(stage: Stage) -> list[Finding]:
 
 
 async def _a_failure_that_one_ignores(stage: Stage) -> list[Finding]:
-    await stage.insert(_step("s0", kind="fail"), _step("s1", "s0", ignore_discarded=True), _step("s2", "s0"), _step("s3", "s2"))
+    await stage.insert(
+        _step("s0", kind="fail"),
+        _step("s1", "s0", ignore_discarded=True),
+        _step("s2", "s0"),
+        _step("s3", "s2"),
+    )
     await stage.work(fails=("s0",))
     return await stage.look(at_the_end=True)
 
@@ -281,16 +291,25 @@ async def _somebody_retries_a_held_steps_job(stage: Stage) -> list[Finding]:
 
 
 CONTROLS = (
-    Control("fan-in by looking", _two_dependencies_settle_at_once, ("L1 end", "S5 held"), "settle_by_looking"),
+    Control(
+        "fan-in by looking", _two_dependencies_settle_at_once, ("L1 end", "S5 held"), "settle_by_looking"
+    ),
     Control("unfenced ack", _a_zombie_acks, ("S7 fence",), "ack_unfenced"),
     Control("no completion row", _a_run_ends, ("S9 finish",), "finish_silent"),
     Control("two completion rows", _a_run_ends, ("S9 finish",), "finish_twice"),
     Control("doom of one level", _a_failure_that_one_ignores, ("S8 doom", "L1 end"), "doom_one_level"),
     Control("doom without the policy", _a_failure_that_one_ignores, ("S8 doom",), "doom_without_policy"),
     Control("release one too early", _one_of_two_dependencies_settles, ("S1 gate",), "release_one_early"),
-    Control("cancel as a message", _a_cancel_is_answered_before_the_claim, ("S14 cancel",), "cancel_by_message"),
+    Control(
+        "cancel as a message", _a_cancel_is_answered_before_the_claim, ("S14 cancel",), "cancel_by_message"
+    ),
     Control("prune without looking again", _a_prune_meets_a_retry, ("S12 insert",), "prune_without_looking"),
-    Control("retry of the failed alone", _a_retry_with_something_downstream, ("S11 provenance",), "retry_failed_alone"),
+    Control(
+        "retry of the failed alone",
+        _a_retry_with_something_downstream,
+        ("S11 provenance",),
+        "retry_failed_alone",
+    ),
     Control("result outside the commit", _a_crash_between_two_commits, ("S3 together",)),
     Control("stale inputs", _stale_inputs, ("S11 provenance",)),
     Control("hooks instead of a trigger", _somebody_retries_a_held_steps_job, ("S1 gate",)),

@@ -21,7 +21,17 @@ from tests.lab.server import Server
 _WINDOW = 4.0
 _SLOWEST_STOP = 30.0
 _CHANNELS = ("insert", "signal", "gossip", "leader", "sonar", "workflow")
-_GARBAGE = ("x", "", '{"', "[]", "null", '{"queue": 7}', '{"queue": "fast", "origin": []}', '{"action": "pkill"}', "\x7f" * 200)
+_GARBAGE = (
+    "x",
+    "",
+    '{"',
+    "[]",
+    "null",
+    '{"queue": 7}',
+    '{"queue": "fast", "origin": []}',
+    '{"action": "pkill"}',
+    "\x7f" * 200,
+)
 
 # By what a backend did last. The listener looks now and then whether it is still connected.
 _LISTENING = "(query ILIKE 'LISTEN%' OR query = 'SELECT 1')"
@@ -38,7 +48,13 @@ class Monkey:
     """Hurts workers, server and wire as scheduled; each fault in a task of its own, so they overlap."""
 
     def __init__(
-        self, schedule: Schedule, server: Server, proxy: Proxy, workers: list[Worker], ledger: Ledger, guard: Guard
+        self,
+        schedule: Schedule,
+        server: Server,
+        proxy: Proxy,
+        workers: list[Worker],
+        ledger: Ledger,
+        guard: Guard,
     ) -> None:
         self._schedule = schedule
         self._server = server
@@ -71,7 +87,10 @@ class Monkey:
     async def _began(self, kind: str, pid: int | None = None, jobs: list[int] | None = None) -> int:
         return int(
             await self._ledger.direct.value(
-                "INSERT INTO lab.faults (kind, pid, jobs) VALUES (%s, %s, %s::bigint[]) RETURNING id", kind, pid, jobs or []
+                "INSERT INTO lab.faults (kind, pid, jobs) VALUES (%s, %s, %s::bigint[]) RETURNING id",
+                kind,
+                pid,
+                jobs or [],
             )
         )
 
@@ -84,7 +103,11 @@ class Monkey:
         """Jobs that run just now, by process; of those not hurt by another fault. Waits a moment for one."""
         deadline = self._ledger.now + _WINDOW
         while True:
-            pids = [each.pid for each in self._workers if not each.ended() and (everywhere or each.number not in self._hurt)]
+            pids = [
+                each.pid
+                for each in self._workers
+                if not each.ended() and (everywhere or each.number not in self._hurt)
+            ]
             found: dict[int, list[int]] = dict(await self._ledger.direct.rows(_EXECUTING, pids))
             if found or self._ledger.now > deadline:
                 return found
@@ -139,18 +162,33 @@ class Monkey:
         deadline = self._ledger.now + _SLOWEST_STOP
         while not worker.ended():
             if self._ledger.now > deadline:
-                self._ledger.find(Finding("L6 stop", None, None, f"worker {worker.number} did not stop in {_SLOWEST_STOP} s"))
+                self._ledger.find(
+                    Finding(
+                        "L6 stop", None, None, f"worker {worker.number} did not stop in {_SLOWEST_STOP} s"
+                    )
+                )
                 await asyncio.to_thread(worker.kill)
                 return
             await asyncio.sleep(0.02)
         if worker.status != 0:
-            self._ledger.find(Finding("L6 stop", None, None, f"worker {worker.number} was told to stop and exited with {worker.status}"))
+            self._ledger.find(
+                Finding(
+                    "L6 stop",
+                    None,
+                    None,
+                    f"worker {worker.number} was told to stop and exited with {worker.status}",
+                )
+            )
 
     async def _notice_deaths(self) -> None:
         while True:
             for worker in self._workers:
                 if worker.number not in self._hurt and worker.ended():
-                    self._ledger.find(Finding("process", None, None, f"worker {worker.number} ended by itself: {worker.status}"))
+                    self._ledger.find(
+                        Finding(
+                            "process", None, None, f"worker {worker.number} ended by itself: {worker.status}"
+                        )
+                    )
                     worker.start()
             await asyncio.sleep(0.2)
 
@@ -177,7 +215,10 @@ class Monkey:
         await self._terminate("end_engine", "query ILIKE '%baton_ack%'")
 
     async def _end_pool(self, _fault: Fault) -> None:
-        await self._terminate("end_pool", f"application_name LIKE 'baton%' AND query NOT ILIKE '%baton_%' AND NOT ({_LISTENING})")
+        await self._terminate(
+            "end_pool",
+            f"application_name LIKE 'baton%' AND query NOT ILIKE '%baton_%' AND NOT ({_LISTENING})",
+        )
 
     async def _end_heartbeat(self, _fault: Fault) -> None:
         await self._terminate("end_heartbeat", "query ILIKE '%baton_beat%'")
@@ -201,7 +242,9 @@ class Monkey:
         row = await self._began("snapshot")
         before = await self._ledger.direct.value(moves)
         try:
-            async with await AsyncConnection.connect(self._server.dsn, application_name="lab snapshot") as conn:
+            async with await AsyncConnection.connect(
+                self._server.dsn, application_name="lab snapshot"
+            ) as conn:
                 await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 await conn.execute("SELECT count(*) FROM workflow_nodes")
                 await asyncio.sleep(fault.lasts)
@@ -212,7 +255,9 @@ class Monkey:
     async def _garbage(self, _fault: Fault) -> None:
         """What anybody who may connect can send to Oban's channels."""
         row = await self._began("garbage")
-        listening = await self._ledger.direct.value(f"SELECT count(*) FROM pg_stat_activity WHERE {_LISTENING}")
+        listening = await self._ledger.direct.value(
+            f"SELECT count(*) FROM pg_stat_activity WHERE {_LISTENING}"
+        )
         for channel in _CHANNELS:
             for payload in self._luck.sample(_GARBAGE, 4):
                 await self._ledger.direct.rows("SELECT pg_notify(%s, %s)", f"public.oban_{channel}", payload)

@@ -50,7 +50,9 @@ class Inserter:
         await self._until(flow.at)
         joined = int(flow.tag[1:]) % 2 == 0
         await patiently(lambda: self._insert_joining(flow) if joined else self._insert(flow))
-        runs = await self._ledger.direct.rows("SELECT run::text FROM lab.flows WHERE tag = %s OR tag LIKE %s", flow.tag, f"{flow.tag}#%")
+        runs = await self._ledger.direct.rows(
+            "SELECT run::text FROM lab.flows WHERE tag = %s OR tag LIKE %s", flow.tag, f"{flow.tag}#%"
+        )
         tracked = [self._track(run, flow, Belief.inserted(flow)) for (run,) in runs]
         for action in flow.actions:
             await asyncio.sleep(action.after)
@@ -156,10 +158,14 @@ class Inserter:
 
     async def _rerun(self, tracked: Tracked, run: Run, step: str) -> None:
         await self._call(tracked, "rerun", lambda: run.rerun(from_=step), step)
-        copies = await self._ledger.direct.rows("SELECT id::text FROM workflows WHERE rerun_of = %s", tracked.run)
+        copies = await self._ledger.direct.rows(
+            "SELECT id::text FROM workflows WHERE rerun_of = %s", tracked.run
+        )
         for number, (copy,) in enumerate(copies):
             await self._ledger.direct.rows(
-                "INSERT INTO lab.flows (tag, run) VALUES (%s, %s) ON CONFLICT DO NOTHING", f"{tracked.flow.tag}~{number}", copy
+                "INSERT INTO lab.flows (tag, run) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                f"{tracked.flow.tag}~{number}",
+                copy,
             )
             self._track(copy, tracked.flow, Belief.rerun(tracked.flow)).busy = False
 
@@ -172,13 +178,18 @@ class Inserter:
                 return
             await asyncio.sleep(0.1)
         direct = self._ledger.direct
-        await direct.rows("UPDATE lab.flows SET prune_called_at = clock_timestamp() WHERE run = %s", tracked.run)
+        await direct.rows(
+            "UPDATE lab.flows SET prune_called_at = clock_timestamp() WHERE run = %s", tracked.run
+        )
         await direct.rows(
             "DELETE FROM oban_jobs WHERE state IN ('completed', 'cancelled', 'discarded') "
             "AND id IN (SELECT job_id FROM workflow_nodes WHERE workflow_id = %s)",
             tracked.run,
         )
-        while await direct.value("SELECT 1 FROM workflows WHERE id = %s", tracked.run) and time.monotonic() < deadline:
+        while (
+            await direct.value("SELECT 1 FROM workflows WHERE id = %s", tracked.run)
+            and time.monotonic() < deadline
+        ):
             await direct.rows("SELECT baton_prune(100, 0, NULL)")
             await asyncio.sleep(0.1)
         await direct.rows(

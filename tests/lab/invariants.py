@@ -48,7 +48,17 @@ def _named() -> dict[str, str]:
 
 
 ALL = _named()
-_TRACES = {"S1 gate", "S2 once", "S7 fence", "S11 provenance", "S14 cancel", "S16 prune", "S17 attempts", "S18 overlap", "S19 limit"}
+_TRACES = {
+    "S1 gate",
+    "S2 once",
+    "S7 fence",
+    "S11 provenance",
+    "S14 cancel",
+    "S16 prune",
+    "S17 attempts",
+    "S18 overlap",
+    "S19 limit",
+}
 MOMENTS = {name: text for name, text in ALL.items() if name not in _TRACES}
 TRACES = {name: text for name, text in ALL.items() if name in _TRACES}
 
@@ -70,7 +80,9 @@ async def audit(conn: AsyncConnection) -> list[Finding]:
 
 async def stuck(conn: AsyncConnection) -> list[Finding]:
     """What has not come to its end."""
-    return [Finding("L1 end", _text(run), step, detail) for run, step, detail in await _rows(conn, load("stuck"))]
+    return [
+        Finding("L1 end", _text(run), step, detail) for run, step, detail in await _rows(conn, load("stuck"))
+    ]
 
 
 async def _rows(conn: AsyncConnection, text: str) -> list[tuple[Any, ...]]:

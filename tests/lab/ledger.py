@@ -101,10 +101,14 @@ class Ledger:
     async def called(self, run: str, what: str, step: str | None = None) -> int:
         """Write down that a user is about to do something."""
         return int(
-            await self.direct.value("INSERT INTO lab.actions (run, what, step) VALUES (%s, %s, %s) RETURNING id", run, what, step)
+            await self.direct.value(
+                "INSERT INTO lab.actions (run, what, step) VALUES (%s, %s, %s) RETURNING id", run, what, step
+            )
         )
 
     async def answered(self, action: int, answer: str) -> None:
         await self.direct.rows(
-            "UPDATE lab.actions SET answered_at = clock_timestamp(), answer = %s WHERE id = %s AND answered_at IS NULL", answer, action
+            "UPDATE lab.actions SET answered_at = clock_timestamp(), answer = %s WHERE id = %s AND answered_at IS NULL",
+            answer,
+            action,
         )

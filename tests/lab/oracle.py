@@ -204,6 +204,8 @@ def _outcome(flow: Flow, states: Mapping[str, str]) -> str:
     """Failed, if a step failed and somebody minds: nobody waits for it, or not all of those who do were told to ignore it."""
     for step in flow.steps:
         waiting = [other for other in flow.steps if step.name in other.deps and other.runs_on == "success"]
-        if states[step.name] in FAILED and not (waiting and all(other.accepts(states[step.name]) for other in waiting)):
+        if states[step.name] in FAILED and not (
+            waiting and all(other.accepts(states[step.name]) for other in waiting)
+        ):
             return "failed"
     return "completed"

@@ -41,7 +41,13 @@ class Worker:
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def signal(self, number: signal.Signals) -> None:
@@ -73,7 +79,11 @@ class Guard:
             "    os.kill(int(last[0]), signal.SIGQUIT)\n"
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
         )
 
     def __enter__(self) -> Self:

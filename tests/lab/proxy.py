@@ -67,7 +67,9 @@ class Proxy:
         try:
             answers, upstream = await asyncio.open_unix_connection(self._target)
             self._connections.add(upstream)
-            pumps = [asyncio.create_task(self._pump(*pair)) for pair in ((reader, upstream), (answers, writer))]
+            pumps = [
+                asyncio.create_task(self._pump(*pair)) for pair in ((reader, upstream), (answers, writer))
+            ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -51,7 +51,9 @@ _RECOVERY = """
     WHERE fault.kind = ANY(%s)"""
 
 # Jobs that the worker without their code had in its hands.
-_MISSING_CODE = "SELECT count(*) FROM oban_jobs WHERE args ->> 'step' = 'lab.rare' AND meta ?| '{snoozed,parked}'"
+_MISSING_CODE = (
+    "SELECT count(*) FROM oban_jobs WHERE args ->> 'step' = 'lab.rare' AND meta ?| '{snoozed,parked}'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,10 @@ class Report:
 
     def as_json(self) -> str:
         data = {
-            **{name: getattr(self, name) for name in ("seed", "seconds", "rescue_after", "looks", "storm", "made", "hits", "missed")},
+            **{
+                name: getattr(self, name)
+                for name in ("seed", "seconds", "rescue_after", "looks", "storm", "made", "hits", "missed")
+            },
             **self.counts,
             "verdict": ("green", "violation", "inconclusive")[self.verdict],
             "recovery": {kind: asdict(each) for kind, each in self.recovery.items()},
@@ -111,22 +116,34 @@ class Report:
             *(f"  {name.replace('_', ' '):<22}{count:>8}" for name, count in self.counts.items()),
             f"  {'stuck':<22}{len(self.stuck):>8}",
             "faults: times made, what they hit",
-            *(f"  {kind.replace('_', ' '):<22}{self.made.get(kind, hits):>8}{hits:>8}" for kind, hits in self.hits.items()),
+            *(
+                f"  {kind.replace('_', ' '):<22}{self.made.get(kind, hits):>8}{hits:>8}"
+                for kind, hits in self.hits.items()
+            ),
             "recovery in seconds: jobs hit, p50, p99, longest",
             *(
-                f"  {kind:<22}{each.jobs:>8}" + "".join(f"{'-' if value is None else f'{value:.2f}':>8}" for value in (each.p50, each.p99, each.longest))
+                f"  {kind:<22}{each.jobs:>8}"
+                + "".join(
+                    f"{'-' if value is None else f'{value:.2f}':>8}"
+                    for value in (each.p50, each.p99, each.longest)
+                )
                 for kind, each in self.recovery.items()
             ),
         ]
         if self.storm:
-            lines += ["deadlock storm", *(f"  {name.replace('_', ' '):<22}{value:>8}" for name, value in self.storm.items())]
+            lines += [
+                "deadlock storm",
+                *(f"  {name.replace('_', ' '):<22}{value:>8}" for name, value in self.storm.items()),
+            ]
         lines += [f"VIOLATION at {at:.1f} s: {finding}" for finding, at in list(self.findings.items())[:40]]
         lines += [f"STUCK {finding}" for finding in self.stuck[:40]]
         match self.verdict:
             case 1:
                 lines.append(f"VIOLATION: {len(self.findings)} findings, {len(self.stuck)} rows stuck")
             case 2:
-                lines.append(f"INCONCLUSIVE: nothing was hit by {', '.join(self.missed)}; use another seed, or more seconds")
+                lines.append(
+                    f"INCONCLUSIVE: nothing was hit by {', '.join(self.missed)}; use another seed, or more seconds"
+                )
             case _:
                 lines.append("GREEN")
         return "\n".join(lines)
@@ -145,7 +162,9 @@ async def gather(report: Report, kinds: Sequence[str], direct: Direct) -> None:
     report.hits["missing_code"] = int(await direct.value(_MISSING_CODE))
     for name, kinds in {"kill": ["kill"], "freeze": ["freeze"], "server": ["pg_restart", "pg_crash"]}.items():
         seconds = sorted(value for (value,) in await direct.rows(_RECOVERY, kinds) if value is not None)
-        report.recovery[name] = Recovery(len(seconds), percentile(seconds, 50), percentile(seconds, 99), percentile(seconds, 100))
+        report.recovery[name] = Recovery(
+            len(seconds), percentile(seconds, 50), percentile(seconds, 99), percentile(seconds, 100)
+        )
 
 
 def percentile(ordered: Sequence[float], share: int) -> float | None:

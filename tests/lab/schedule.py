@@ -117,16 +117,23 @@ class Schedule:
         return asdict(self)
 
 
-def make(
-    seed: int, seconds: float, *, rescue_after: float = 2.0, kinds: Sequence[str] = FAULTS
-) -> Schedule:
+def make(seed: int, seconds: float, *, rescue_after: float = 2.0, kinds: Sequence[str] = FAULTS) -> Schedule:
     """The run of a seed. The same arguments make the same schedule, on any machine."""
     stream, monkey = random.Random(f"graphs/{seed}"), random.Random(f"faults/{seed}")
     flows = tuple(_flows(stream, seconds))
     plain = tuple(
-        PlainJobs(at=round(at, 3), count=stream.randint(1, 4)) for at in _times(stream, 0.2, seconds, every=1.0)
+        PlainJobs(at=round(at, 3), count=stream.randint(1, 4))
+        for at in _times(stream, 0.2, seconds, every=1.0)
     )
-    return Schedule(seed, seconds, rescue_after, tuple(kinds), flows, plain, tuple(_faults(monkey, seconds, rescue_after, kinds)))
+    return Schedule(
+        seed,
+        seconds,
+        rescue_after,
+        tuple(kinds),
+        flows,
+        plain,
+        tuple(_faults(monkey, seconds, rescue_after, kinds)),
+    )
 
 
 def _times(rng: random.Random, start: float, end: float, *, every: float) -> Iterator[float]:
@@ -177,7 +184,16 @@ def _layers(rng: random.Random) -> dict[str, list[str]]:
 
 
 def _with_behaviour(rng: random.Random, name: str, deps: list[str], many: bool) -> StepPlan:
-    kinds: dict[Kind, int] = {"ok": 60, "thread": 8, "class": 6, "flaky": 5, "snooze": 4, "fail": 4, "cancel": 2, "rare": 4}
+    kinds: dict[Kind, int] = {
+        "ok": 60,
+        "thread": 8,
+        "class": 6,
+        "flaky": 5,
+        "snooze": 4,
+        "fail": 4,
+        "cancel": 2,
+        "rare": 4,
+    }
     if many:
         kinds = {"ok": 95, "thread": 2, "fail": 2, "flaky": 1}
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
@@ -186,7 +202,9 @@ def _with_behaviour(rng: random.Random, name: str, deps: list[str], many: bool) 
         name,
         tuple(deps),
         kind,
-        seconds=round(rng.choice([0, 0, 0.02, 0.1, 0.4]) if many or rng.random() < 0.85 else rng.uniform(0.8, 3.0), 2),
+        seconds=round(
+            rng.choice([0, 0, 0.02, 0.1, 0.4]) if many or rng.random() < 0.85 else rng.uniform(0.8, 3.0), 2
+        ),
         times=rng.randint(1, 2),
         max_attempts=rng.randint(1, 2) if kind == "fail" else 20,
         queue="slow" if rng.random() < 0.2 else "fast",
@@ -251,4 +269,3 @@ def value_of(tag: str, step: str, inputs: Mapping[str, str | None]) -> str:
     """What a step returns: it depends on all that it was given, so one stale input shows in every value downstream."""
     given = ",".join(f"{name}={inputs[name] or ''}" for name in sorted(inputs))
     return hashlib.sha256(f"{tag}/{step}/{given}".encode()).hexdigest()
-

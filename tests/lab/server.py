@@ -23,7 +23,9 @@ class Server:
         self._server = LocalServer.start(folder, database=DATABASE)
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             for name, value in _SETTINGS.items():
-                conn.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+                conn.execute(
+                    sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+                )
         self.restart_immediately()
 
     def stop(self) -> None:
@@ -33,6 +35,9 @@ class Server:
     def dsn(self) -> str:
         """Straight to the server, past the proxy."""
         return self._server.dsn
+
+    def dsn_for(self, database: str) -> str:
+        return self._server.dsn_for(database)
 
     @property
     def pid(self) -> int:

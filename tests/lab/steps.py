@@ -8,19 +8,17 @@ import asyncio
 import os
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 import psycopg
 from oban import worker
 from oban.job import Job
-from psycopg import sql
 from psycopg.types.numeric import Int8
 
 import baton
 from baton import Cancel, Snooze, Workflow, step
 from tests.lab.schedule import StepPlan, value_of
-
 
 START = """
     INSERT INTO lab.effects (run, step, job_id, attempt, attempted_at, pid, queue, phase, sees)
@@ -44,7 +42,9 @@ class Witness:
         self._lock = threading.Lock()
         self._conn: psycopg.Connection | None = None
 
-    def write(self, statement: str, params: dict[str, Any] | tuple[Any, ...], *, patience: float = 60.0) -> None:
+    def write(
+        self, statement: str, params: dict[str, Any] | tuple[Any, ...], *, patience: float = 60.0
+    ) -> None:
         self.ask(statement, params, patience=patience)
 
     def ask(self, statement: str, params: dict[str, Any] | tuple[Any, ...], *, patience: float = 60.0) -> Any:
@@ -126,7 +126,9 @@ def _come_to(phase: str, value: str) -> str | Snooze | Cancel:
             return value
 
 
-async def _run(job: Job, tag: str, name: str, plan: dict[str, Any], inputs: dict[str, str | None]) -> str | Snooze | Cancel:
+async def _run(
+    job: Job, tag: str, name: str, plan: dict[str, Any], inputs: dict[str, str | None]
+) -> str | Snooze | Cancel:
     attempt = Attempt(job)
     try:
         await asyncio.to_thread(attempt.start)

@@ -55,7 +55,9 @@ async def run(dsn: str, seconds: float, seed: int) -> Storm:
     """Storm for so long on a migrated database, then look whether anything broke."""
     storm = Storm()
     async with AsyncExitStack() as stack:
-        users = [await stack.enter_async_context(_User(dsn, f"{seed}/{number}", storm)) for number in range(12)]
+        users = [
+            await stack.enter_async_context(_User(dsn, f"{seed}/{number}", storm)) for number in range(12)
+        ]
         before = await users[0].deadlocks()
         runs: list[UUID] = [await users[0].insert() for _ in range(_WORKFLOWS)]
         deadline = asyncio.get_running_loop().time() + seconds
@@ -74,7 +76,9 @@ async def run(dsn: str, seconds: float, seed: int) -> Storm:
                 await users[0].sweep(runs)
             storm.findings += await invariants.audit(conn)
     storm.findings += [
-        Finding("deadlock", None, None, f"{count} of {storm.calls[call]} calls of {call} ended with a deadlock")
+        Finding(
+            "deadlock", None, None, f"{count} of {storm.calls[call]} calls of {call} ended with a deadlock"
+        )
         for call, count in storm.seen.items()
     ]
     return storm
@@ -92,23 +96,35 @@ class _User:
         async def conninfo() -> str:
             return dsn
 
-        self._engine = Engine(conninfo, kwargs={"options": "-c deadlock_timeout=50ms"}, prefix="public", origin="storm", pool_size=1)
+        self._engine = Engine(
+            conninfo,
+            kwargs={"options": "-c deadlock_timeout=50ms"},
+            prefix="public",
+            origin="storm",
+            pool_size=1,
+        )
 
     async def __aenter__(self) -> "_User":
-        self._conn = await AsyncConnection.connect(self._dsn, autocommit=True, options="-c deadlock_timeout=50ms")
+        self._conn = await AsyncConnection.connect(
+            self._dsn, autocommit=True, options="-c deadlock_timeout=50ms"
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._conn.close()
         await self._engine.close()
 
-    async def keep(self, act: "Callable[[_User, list[UUID]], Awaitable[None]]", runs: list[UUID], deadline: float) -> None:
+    async def keep(
+        self, act: "Callable[[_User, list[UUID]], Awaitable[None]]", runs: list[UUID], deadline: float
+    ) -> None:
         while asyncio.get_running_loop().time() < deadline:
             await act(self, runs)
 
     async def deadlocks(self) -> int:
         row = await (
-            await self._conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            await self._conn.execute(
+                "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+            )
         ).fetchone()
         assert row is not None
         return int(row[0])
@@ -158,9 +174,15 @@ class _User:
         await self._try("ack", self._engine.ack(outcomes, claim), users=False)
 
     def _outcome(self, job: int, at: Any) -> Outcome:
-        state = self._luck.choices(["completed", "retryable", "cancelled", "discarded", "scheduled"], [70, 10, 5, 10, 5])[0]
+        state = self._luck.choices(
+            ["completed", "retryable", "cancelled", "discarded", "scheduled"], [70, 10, 5, 10, 5]
+        )[0]
         return Outcome(
-            job, at, state, result='"x"' if state == "completed" else None, delay=0.0 if state in ("retryable", "scheduled") else None
+            job,
+            at,
+            state,
+            result='"x"' if state == "completed" else None,
+            delay=0.0 if state in ("retryable", "scheduled") else None,
         )
 
     async def cancel(self, runs: list[UUID]) -> None:
@@ -196,7 +218,11 @@ class _User:
         await self._stock("prune_jobs", users=False, max_age=0, limit=50)
         await self._try("prune", self._engine._value("SELECT baton_prune(100, 0, NULL) IS NULL"), users=False)
         for place, run in enumerate(runs):
-            gone = await (await self._conn.execute("SELECT 1 FROM workflows WHERE id = %s AND finished_at IS NULL", (run,))).fetchone()
+            gone = await (
+                await self._conn.execute(
+                    "SELECT 1 FROM workflows WHERE id = %s AND finished_at IS NULL", (run,)
+                )
+            ).fetchone()
             if gone is None:
                 runs[place] = await self._try("insert", self.insert()) or run
         await asyncio.sleep(0.05)
@@ -205,7 +231,9 @@ class _User:
 
     async def oban_cancel(self, runs: list[UUID]) -> None:
         await self._stock("cancel_many_jobs", ids=[await self._job(runs)])
-        await self._try("oban cancel by Baton", self._engine.cancel_many([await self._job(runs) for _ in range(3)]))
+        await self._try(
+            "oban cancel by Baton", self._engine.cancel_many([await self._job(runs) for _ in range(3)])
+        )
         await asyncio.sleep(0.01)
 
     async def oban_retry(self, runs: list[UUID]) -> None:
@@ -220,7 +248,8 @@ class _User:
         """A job of one of the runs, whatever its state."""
         row = await (
             await self._conn.execute(
-                "SELECT job_id FROM workflow_nodes WHERE workflow_id = %s ORDER BY random() LIMIT 1", (self._luck.choice(runs),)
+                "SELECT job_id FROM workflow_nodes WHERE workflow_id = %s ORDER BY random() LIMIT 1",
+                (self._luck.choice(runs),),
             )
         ).fetchone()
         return int(row[0]) if row else 0

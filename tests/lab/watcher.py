@@ -71,7 +71,9 @@ class Watcher:
             self._ledger.find(Finding("oracle", tracked.run, contradiction.step, str(contradiction)))
             tracked.belief.states = {name: frozenset({state}) for name, state in seen.items()}
 
-    async def _judge(self, conn: AsyncConnection, tracked: Tracked, seen: dict[str, str], outcome: str) -> None:
+    async def _judge(
+        self, conn: AsyncConnection, tracked: Tracked, seen: dict[str, str], outcome: str
+    ) -> None:
         """A run has come to its end: is it the one that was known before?"""
         assert set(seen.values()) <= SETTLED
         tracked.closed = True
@@ -81,5 +83,10 @@ class Watcher:
         expected = tracked.expected
         if (outcome, digest(values)) != (expected.outcome, expected.digest) or seen != expected.states:
             self._ledger.find(
-                Finding("digest", tracked.run, None, f"{tracked.flow.tag} ended {outcome} as {seen}, not {expected.outcome} as {expected.states}")
+                Finding(
+                    "digest",
+                    tracked.run,
+                    None,
+                    f"{tracked.flow.tag} ended {outcome} as {seen}, not {expected.outcome} as {expected.states}",
+                )
             )

@@ -31,9 +31,11 @@ def main() -> None:
     parser.add_argument("--without-rare", action="store_true")
     options = parser.parse_args()
     _die_with(options.parent)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
     if not options.without_rare:
-        import tests.lab.rare  # noqa: F401 - it declares its step
+        import tests.lab.rare
     import tests.lab.steps  # noqa: F401
 
     if options.lose:
