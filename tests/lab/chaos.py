@@ -10,6 +10,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from baton import migration
+from tests.kit.wait import eventually
 from tests.lab import invariants, report
 from tests.lab.faults import Monkey
 from tests.lab.inserter import Inserter
@@ -31,7 +32,10 @@ PATIENCE = 60.0
 
 
 async def run(schedule: Schedule, folder: Path, *, storm_seconds: float = 0.0) -> Report:
-    """Run a schedule on a server of its own, then the deadlock storm. Everything started is ended when this returns or raises."""
+    """Run a schedule on a server of its own, then the deadlock storm.
+
+    Everything that was started has ended when this returns or raises.
+    """
     (folder / "schedule.json").write_text(json.dumps(schedule.as_json(), indent=1))
     result = Report(schedule.seed, schedule.seconds, schedule.rescue_after)
     async with AsyncExitStack() as stack:
@@ -101,9 +105,10 @@ def _worker(number: int, schedule: Schedule, dsn: str, witness: str, folder: Pat
 
 
 async def _until_all_work(direct: Direct) -> None:
-    async with asyncio.timeout(60):
-        while await direct.value("SELECT count(*) FROM oban_producers") < WORKERS * len(QUEUES):
-            await asyncio.sleep(0.05)
+    async def all_work() -> bool:
+        return bool(await direct.value("SELECT count(*) FROM oban_producers") >= WORKERS * len(QUEUES))
+
+    await eventually(all_work, timeout=60)
 
 
 async def _quiet(direct: Direct) -> list[Finding]:

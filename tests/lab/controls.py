@@ -1,8 +1,8 @@
 """Negative controls: known-bad variants of the engine, and for each a small scenario in which the lab must catch it.
 
-A harness that has never failed proves nothing. So each scenario is run twice, with the engine as it is and with the variant, and
-judged by the same statements as a run of the lab. Most variants are one function of the database with a fault, made from today's
-function by an edit in tests/kit/broken; the others are a switch here.
+A harness that has never failed proves nothing. So each scenario is run twice, with the engine as it is and with the variant,
+and judged by the same statements as a run of the lab. Most variants are one function of the database with a fault, made from
+today's function by an edit in tests/kit/broken; the others are a switch here.
 """
 
 import asyncio

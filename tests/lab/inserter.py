@@ -1,4 +1,7 @@
-"""The users of the system: they insert workflows and plain jobs, cancel, retry, pause, prune, and try again until they are answered."""
+"""The users of the system: they insert workflows and plain jobs, cancel, retry, pause and prune them.
+
+Whatever the lab does to server and wire, they call again until they are answered.
+"""
 
 import asyncio
 import random
@@ -81,7 +84,8 @@ class Inserter:
         workflow.key = flow.tag
         await self._baton.insert(workflow)
         await self._ledger.direct.rows(
-            "INSERT INTO lab.flows (tag, run) SELECT CASE row_number() OVER (ORDER BY id) WHEN 1 THEN name ELSE name || '#' || id END, id "
+            "INSERT INTO lab.flows (tag, run) "
+            "SELECT CASE row_number() OVER (ORDER BY id) WHEN 1 THEN name ELSE name || '#' || id END, id "
             "FROM workflows WHERE name = %s AND rerun_of IS NULL ON CONFLICT DO NOTHING",
             flow.tag,
         )

@@ -1,8 +1,8 @@
-"""The deadlock storm: everything that locks, at once, on five shared workflows, with PostgreSQL looking for deadlocks each 50 ms.
+"""The deadlock storm: everything that locks, at once, on five shared workflows, and PostgreSQL looks for deadlocks each 50 ms.
 
 What a user calls must never fail by a deadlock: not Baton's verbs, not Oban's own, as another node that knows nothing of Baton
-sends them. What goes by the clock (ack, sweep, rescue, Oban's stager and pruner) may be a victim, and is sent again; that is counted, and so is
-what the server saw.
+sends them. What goes by the clock (ack, sweep, rescue, Oban's stager and pruner) may be a victim, and is sent again; that is
+counted, and so is what the server saw.
 """
 
 import asyncio
@@ -34,7 +34,14 @@ _QUEUE = "storm"
 
 @dataclass(slots=True)
 class Storm:
-    """What it came to. `seen`: deadlocks that a user's call ended with, by call; `resent`: those of statements that are sent again anyway."""
+    """What it came to.
+
+    Attributes:
+        calls: How often each was called.
+        seen: Deadlocks that a user's call ended with.
+        resent: Deadlocks of statements that are sent again anyway.
+        server: Deadlocks that the server counted.
+    """
 
     calls: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
