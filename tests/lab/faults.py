@@ -231,7 +231,7 @@ class Monkey:
         while not hits and self._ledger.now < deadline:
             hits = await self._ledger.direct.value(
                 "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
-                f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {which} "
+                f"WHERE datname = current_database() AND application_name NOT LIKE 'lab%' AND {which} "
                 "ORDER BY state = 'active' DESC, random() LIMIT 4) AS chosen"
             )
             await asyncio.sleep(0.02)
