@@ -19,7 +19,7 @@ class Worker:
         self._log = folder / f"worker-{number}.log"
         self._arguments = arguments
         self._luck = luck
-        self._environment = {**os.environ, "LAB_WITNESS": witness, "PYTHONPATH": str(ROOT)}
+        self._environment = {**os.environ, "LAB_WITNESS": witness}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
