@@ -83,6 +83,14 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """What one call of `prune` deleted, rows by table, and where the next goes on; None at the end."""
+
+    deleted: Mapping[str, int]
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Inserted:
     """One workflow after `insert`: its id, or the id of the live one that has its key."""
 
@@ -234,9 +242,36 @@ class Engine:
         """Make steps follow jobs that changed while no trigger was looking; returns how many there were."""
         return int(await self._value("SELECT /* schema */baton_reconcile()"))
 
-    async def rescue(self, grace: float) -> int:
-        """Run jobs again whose process is gone for `grace` seconds; returns how many."""
-        return int(await self._value("SELECT /* schema */baton_rescue(%s)", grace))
+    async def rescue(self, rescue_after: float) -> list[int]:
+        """Run jobs again whose process is dead; returns them. See `baton_rescue_dead`."""
+        return list(await self._value("SELECT /* schema */baton_rescue_dead(%s)", rescue_after))
+
+    async def rescue_all(self, rescue_after: float) -> int:
+        """`rescue`, and discard what could never be claimed again; returns how many there were."""
+        return int(await self._value("SELECT /* schema */baton_rescue(%s)", rescue_after))
+
+    async def delete_silent_producers(self, max_age: float) -> None:
+        """Remove the rows of processes that are dead for long."""
+        await self._rows("delete_silent_producers", max_age=max_age)
+
+    async def prune(self, limit: int, age: float, after: datetime | None) -> Pruned:
+        """Delete finished runs whose jobs are gone, the oldest first. See `baton_prune`."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql("SELECT deleted, stopped_at FROM /* schema */baton_prune(%s::integer, %s, %s)"),
+                    (limit, age, after),
+                )
+            ).fetchone()
+        assert row is not None
+        return Pruned(*row)
+
+    async def prune_debug_logs(self, age: float, limit: int) -> int:
+        """Delete captured calls older than `age` seconds; returns how many."""
+        return int(
+            await self._value("SELECT /* schema */baton_prune_debug_logs(%s, %s::integer)", age, limit)
+        )
 
     async def reset(self) -> None:
         """Forget every workflow."""

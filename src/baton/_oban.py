@@ -43,10 +43,7 @@ _REFUSED = ("21", "22", "23", "54", "P0")
 # A statement that takes longer is cancelled and sent again, which changes nothing if it had come through: a lock held by
 # somebody else, a connection that is half open. While stopping, outcomes that cannot be written are given up after a while.
 _CALL_SECONDS = 20.0
-_STOP_SECONDS = 5.0
-_CHECK_EVERY = 60.0
-# As long as Oban lets a producer be silent before it removes its row.
-_RESCUE_GRACE = 60.0
+_STOP_SECONDS = 1.2
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
 
@@ -56,12 +53,23 @@ _seams: weakref.WeakKeyDictionary[Query, "Seam"] = weakref.WeakKeyDictionary()
 class Seam:
     """Baton's hold on one Oban instance: what its slots do for that instance's `Query`."""
 
-    def __init__(self, oban: Oban, engine: Engine, *, threads: ThreadPool, result_limit: int) -> None:
+    def __init__(
+        self,
+        oban: Oban,
+        engine: Engine,
+        maintenance: Maintenance,
+        *,
+        heart: Callable[..., Heartbeat],
+        threads: ThreadPool,
+        result_limit: int,
+    ) -> None:
         self.oban = oban
         self.engine = engine
+        self.maintenance = maintenance
+        self.heartbeat = heart(hearts=self._hearts, on_the_loop=self._on_the_loop)
         self.dispatcher = Dispatcher()
         self.stopping = False
-        self._next_check = 0.0
+        self._give_up_at: dict[str, float] = {}
         self._threads = threads
         self._result_limit = result_limit
         self._claimed: dict[str, list[Job]] = {}
