@@ -26,6 +26,9 @@ _STOP_SECONDS = 1.0
 class LeasedLeader(Leader):
     """A leader whose lease is as long as its interval."""
 
+    # Oban sets these to None first and has no annotations, so a checker takes None for their type.
+    _listen_token: str | None  # type: ignore[assignment]
+    _loop_task: asyncio.Task[None] | None  # type: ignore[assignment]
     _engine: Engine
     _elected_at: datetime | None = None
     _held_until = 0.0

@@ -69,7 +69,7 @@ class Lifecycle:
         return noted
 
     async def _undo(self) -> None:
-        """Stop what a failed start had begun: Oban starts its parts at once, and leaves the others to themselves if one fails."""
+        """Stop what a failed start had begun: Oban starts all parts at once, and when one fails it forgets the others."""
         for task in list(self._starts):
             await end(task)
         for part in [*self._oban._producers.values(), *self._parts()]:

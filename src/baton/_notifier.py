@@ -1,7 +1,7 @@
 """Oban's notifier, with a LISTEN that neither a payload nor a connection can end.
 
-One task connects, listens, receives and looks whether the server still answers, and begins again whenever one of these fails. What
-was missed meanwhile nobody can say, so everybody who waits is told to look. Part of the seam to Oban.
+One task connects, listens, receives and looks whether the server still answers, and begins again whenever one of these fails.
+What was missed meanwhile nobody can say, so everybody who waits is told to look. Part of the seam to Oban.
 """
 
 import asyncio
@@ -28,6 +28,9 @@ class Listener(PostgresNotifier):
 
     on_reconnect: Callable[[], object]
     """Called when LISTEN is in force again, after a time in which it was not."""
+    # Oban sets these to None first and has no annotations, so a checker takes None for their type.
+    _conn: AsyncConnection | None  # type: ignore[assignment]
+    _loop_task: asyncio.Task[None] | None  # type: ignore[assignment]
     _listening: asyncio.Event
     _calls: set[asyncio.Future[Any]]
 
@@ -37,19 +40,19 @@ class Listener(PostgresNotifier):
         if type(notifier) is not PostgresNotifier:
             return None
         # In place, because each of Oban's parts holds it.
-        notifier.__class__ = cls  # type: ignore[assignment]
+        notifier.__class__ = cls
         assert isinstance(notifier, cls)
         notifier.on_reconnect = on_reconnect
         notifier._listening = asyncio.Event()
         notifier._calls = set()
         if notifier._loop_task is not None:
-            notifier._replace_tasks()
+            notifier._replace(notifier._loop_task)
         return notifier
 
-    def _replace_tasks(self) -> None:
+    def _replace(self, listening: asyncio.Task[None]) -> None:
         """Go on in our way with what Oban had started."""
-        loop = self._loop_task.get_loop()
-        for task in (self._loop_task, self._beat_task):
+        loop = listening.get_loop()
+        for task in (listening, self._beat_task):
             if task is not None:
                 task.cancel()
         former, self._conn = self._conn, None
@@ -115,14 +118,18 @@ class Listener(PostgresNotifier):
 
     async def _change(self, conn: AsyncConnection) -> None:
         """Listen to what was subscribed to meanwhile, and no more to what nobody wants."""
-        for command, channels in (("LISTEN", self._pending_listen), ("UNLISTEN", self._pending_unlisten)):
-            for channel in list(channels):
-                name = sql.Identifier(self._to_full_channel(channel))
-                if command == "LISTEN" or channel not in self._subscriptions:
-                    await conn.execute(sql.SQL(command).format() + sql.SQL(" ") + name)
-                channels.discard(channel)
-                if command == "LISTEN" and (event := self._listen_events.pop(channel, None)) is not None:
-                    event.set()
+        for channel in list(self._pending_unlisten):
+            if channel not in self._subscriptions:
+                await conn.execute(sql.SQL("UNLISTEN {}").format(self._identifier(channel)))
+            self._pending_unlisten.discard(channel)
+        for channel in list(self._pending_listen):
+            await conn.execute(sql.SQL("LISTEN {}").format(self._identifier(channel)))
+            self._pending_listen.discard(channel)
+            if (event := self._listen_events.pop(channel, None)) is not None:
+                event.set()
+
+    def _identifier(self, channel: str) -> sql.Identifier:
+        return sql.Identifier(self._to_full_channel(channel))
 
     async def _receive(self, conn: AsyncConnection) -> None:
         clock = asyncio.get_running_loop().time
@@ -149,7 +156,9 @@ class Listener(PostgresNotifier):
         for callback in list(self._subscriptions.get(channel, {}).values()):
             self._call(callback, channel, dict(payload))
 
-    def _call(self, callback: Callable[[str, dict[str, Any]], Any], channel: str, payload: dict[str, Any]) -> None:
+    def _call(
+        self, callback: Callable[[str, dict[str, Any]], Any], channel: str, payload: dict[str, Any]
+    ) -> None:
         """Each callback gets a payload of its own: Oban's take theirs apart."""
         try:
             made = callback(channel, payload)

@@ -24,8 +24,10 @@ from oban._extensions import get_ext, put_ext, use_ext
 from oban._lifeline import _rescue as oban_rescue
 from oban._producer import Producer
 from oban._producer import _get_jobs as oban_get_jobs
+from oban._pruner import _prune as oban_prune
 from oban._query import Query
 from oban._query import _ack_jobs as oban_ack_jobs
+from oban._query import _insert_jobs as oban_insert_jobs
 from oban._query import _reset as oban_reset
 from oban.job import Job
 
@@ -33,6 +35,10 @@ from baton import _step
 from baton._codec import clean_text, encode
 from baton._dispatch import Dispatcher, seconds_of
 from baton._engine import Acked, Claim, Engine, Outcome
+from baton._leader import LeasedLeader
+from baton._lifecycle import Lifecycle
+from baton._notifier import Listener
+from baton._queries import insert_jobs as insert_many_jobs
 from baton.errors import InvalidOption, InvalidResult
 
 logger = logging.getLogger("baton.engine")
@@ -61,6 +67,8 @@ class Seam:
         self.engine = engine
         self.dispatcher = Dispatcher()
         self.stopping = False
+        self.on_reconnect: Callable[[], object] = _nothing
+        """Called when notifications may have been missed and are heard again."""
         self._next_check = 0.0
         self._threads = threads
         self._result_limit = result_limit
@@ -78,7 +86,11 @@ class Seam:
         if self.oban._query in _seams:
             raise InvalidOption("this Oban instance has a Baton already; share that one, or stop it first")
         _fill_slots()
-        _seams[self.oban._query] = self
+        query = self.oban._query
+        _seams[query] = self
+        self._lifecycle = Lifecycle(self.oban)
+        self._leader = LeasedLeader.take_over(self.oban._leader, self.engine)
+        self._listener = Listener.take_over(self.oban._notifier, self._catch_up)
         for producer in self.oban._producers.values():
             self.adopt(producer)
         stager = self.oban._stager
@@ -89,8 +101,10 @@ class Seam:
             if payload.get("origin") != self.engine.origin:
                 await original(channel, payload)
 
-        # No slot for it. Without, the cancel of a job that runs is a notification, and lost with it.
-        self.oban._query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
+        # No slot for these. Without, the cancel of a job that runs is a notification, and lost with it; and what was staged
+        # just now waits for the next turn.
+        query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
+        query.stage_jobs = self.engine.stage_jobs  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
         if token is not None:
@@ -101,6 +115,13 @@ class Seam:
         if _seams.get(self.oban._query) is self:
             del _seams[self.oban._query]
             del self.oban._query.cancel_many_jobs
+            del self.oban._query.stage_jobs
+            self._lifecycle.release()
+            if self._leader is not None:
+                self._leader.give_back()
+            if self._listener is not None:
+                # It goes on listening, for it needs nothing of ours.
+                self._listener.on_reconnect = _nothing
 
     def adopt(self, producer: Producer) -> None:
         """Run a queue's jobs through our dispatcher, without waiting for company before it fetches."""
@@ -124,6 +145,12 @@ class Seam:
             producer = self.oban._producers.get(queue)
             if producer is not None:
                 producer.notify()
+
+    def _catch_up(self) -> None:
+        """LISTEN is in force again: whatever was announced meanwhile was not heard."""
+        for producer in self.oban._producers.values():
+            producer.notify()
+        self.on_reconnect()
 
     async def sweep(self) -> None:
         """Pay what is owed; see `baton_sweep`."""
@@ -526,6 +553,8 @@ def _fill_slots() -> None:
     previous_stage = get_ext("stager.before_stage", _nothing)
     previous_rescue = get_ext("lifeline.rescue", oban_rescue)
     previous_reset = get_ext("query.reset", oban_reset)
+    previous_prune = get_ext("pruner.prune", oban_prune)
+    previous_insert = get_ext("query.insert_jobs", oban_insert_jobs)
 
     async def ack_jobs(query: Query, actions: list[AckAction]) -> list[int]:
         seam = _seams.get(query)
@@ -563,11 +592,26 @@ def _fill_slots() -> None:
 
     async def rescue(query: Query, rescue_after: float) -> None:
         seam = _seams.get(query)
-        if seam is None:
+        if seam is None or previous_rescue is not oban_rescue:
             await previous_rescue(query, rescue_after)
+        if seam is not None:
+            with telemetry.span("oban.lifeline.rescue", {}) as context:
+                context.add({"rescued_count": await seam.engine.rescue(_RESCUE_GRACE)})
+
+    async def prune(query: Query, max_age: int, limit: int) -> None:
+        seam = _seams.get(query)
+        if seam is None or previous_prune is not oban_prune:
+            # Somebody who prunes in their own way goes on doing so.
+            await previous_prune(query, max_age, limit)
             return
-        with telemetry.span("oban.lifeline.rescue", {}) as context:
-            context.add({"rescued_count": await seam.engine.rescue(_RESCUE_GRACE)})
+        with telemetry.span("oban.pruner.prune", {}) as context:
+            context.add({"pruned_count": await seam.engine.prune_jobs(max_age, limit)})
+
+    async def insert_jobs(query: Query, jobs: list[Job], conn: Any = None) -> list[Job]:
+        if query not in _seams or previous_insert is not oban_insert_jobs:
+            # Whoever inserts in their own way may look for duplicates first, or write more than the rows.
+            return list(await previous_insert(query, jobs, conn))
+        return await insert_many_jobs(query, jobs, conn)
 
     async def reset(query: Query) -> None:
         await previous_reset(query)
@@ -578,6 +622,8 @@ def _fill_slots() -> None:
     _filled.update(
         {
             "lifeline.rescue": rescue,
+            "pruner.prune": prune,
+            "query.insert_jobs": insert_jobs,
             "query.reset": reset,
             "query.ack_jobs": ack_jobs,
             "producer.get_jobs": get_jobs,

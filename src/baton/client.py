@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
-from baton._engine import Engine, connect
+from baton._engine import CONNECT, Engine, check_connection, connect, read_committed
 from baton._names import queue_name
 from baton._oban import Seam
 from baton._states import RunState
@@ -262,14 +262,11 @@ class Baton:
         await (await connect(self._dsn)).close()
         pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
             self._dsn,
-            kwargs={
-                "connect_timeout": 10,
-                "keepalives_idle": 30,
-                "tcp_user_timeout": 30_000,
-                "application_name": "baton",
-            },
+            kwargs={**CONNECT, "application_name": "baton"},
             min_size=1,
             max_size=self._pool_size,
+            configure=read_committed,
+            check=check_connection,
             open=False,
             name="baton",
         )
@@ -293,13 +290,7 @@ class Baton:
         pool = oban._query._pool
         engine = Engine(
             oban._query.dsn,
-            kwargs={
-                key: value
-                for key, value in (pool.kwargs or {}).items()
-                if key not in ("autocommit", "row_factory")
-            }
-            if isinstance(pool.kwargs, dict)
-            else {},
+            kwargs=pool.kwargs,
             prefix=self._prefix,
             origin=str(uuid4()),
             pool_size=_ENGINE_CONNECTIONS,
@@ -320,6 +311,7 @@ class Baton:
             engine,
             self._prefix,
         )
+        self._seam.on_reconnect = self._access.waiters.wake
 
     async def _stop_oban(self, oban: Oban) -> None:
         assert self._seam is not None
