@@ -488,6 +488,12 @@ async def check_connection(conn: AsyncConnection) -> None:
         await AsyncConnectionPool.check_connection(conn)
 
 
+async def behind_a_pooler(conn: AsyncConnection) -> bool:
+    """Whether another program speaks to the server for us: the process that greeted us is not the one that answers."""
+    row = await (await conn.execute("SELECT pg_backend_pid()")).fetchone()
+    return row is not None and row[0] != conn.info.backend_pid
+
+
 async def read_committed(conn: AsyncConnection) -> None:
     """For connections of a pool: a role's or a database's default must not make statements fail that wait for each other."""
     await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)

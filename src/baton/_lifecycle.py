@@ -77,6 +77,10 @@ class Lifecycle:
                 await part.stop()
             except Exception:
                 logger.warning("%s did not stop in good order", type(part).__name__, exc_info=True)
+            for event in ("_stopping", "_started"):
+                # It may be started again, when whatever made it fail is over.
+                if isinstance(flag := getattr(part, event, None), asyncio.Event):
+                    flag.clear()
         if self._oban._dispatcher is not None:
             await self._oban._dispatcher.stop()
 

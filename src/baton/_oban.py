@@ -33,6 +33,7 @@ from oban.job import Job
 
 from baton import _step
 from baton._codec import clean_text, encode
+from baton._deadline import within
 from baton._dispatch import Dispatcher, seconds_of
 from baton._engine import Acked, Claim, Engine, Outcome
 from baton._leader import LeasedLeader
@@ -88,9 +89,9 @@ class Seam:
         _fill_slots()
         query = self.oban._query
         _seams[query] = self
-        self._lifecycle = Lifecycle(self.oban)
         self._leader = LeasedLeader.take_over(self.oban._leader, self.engine)
         self._listener = Listener.take_over(self.oban._notifier, self._catch_up)
+        self._lifecycle = Lifecycle(self.oban)
         for producer in self.oban._producers.values():
             self.adopt(producer)
         stager = self.oban._stager
@@ -104,7 +105,7 @@ class Seam:
         # No slot for these. Without, the cancel of a job that runs is a notification, and lost with it; and what was staged
         # just now waits for the next turn.
         query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
-        query.stage_jobs = self.engine.stage_jobs  # type: ignore[method-assign]
+        query.stage_jobs = self._stage_jobs  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
         if token is not None:
@@ -174,6 +175,12 @@ class Seam:
         """In place of Oban's query; Oban notifies those that run."""
         hit = await self.engine.cancel_many(ids)
         return len(hit), [job_id for job_id, state in hit if state == "executing"]
+
+    async def _stage_jobs(
+        self, limit: int, queues: list[str], before: datetime | None = None
+    ) -> tuple[int, list[str]]:
+        """In place of Oban's query."""
+        return await within(_CALL_SECONDS, self.engine.stage_jobs(limit, queues, before))
 
     async def _tell_cancelled(self) -> None:
         """End running jobs that were cancelled, should the notification have been lost."""
@@ -251,8 +258,9 @@ class Seam:
         while True:
             stopping = self.stopping or (producer is not None and producer._stopping.is_set())
             try:
-                async with asyncio.timeout(_STOP_SECONDS if stopping else _CALL_SECONDS):
-                    done = await self._call(outcomes, producer)
+                done = await within(
+                    _STOP_SECONDS if stopping else _CALL_SECONDS, self._call(outcomes, producer)
+                )
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not _may_pass(error):
                     return await self._divide(outcomes, producer, error)
@@ -358,7 +366,7 @@ class Seam:
             # The ack of this same turn looked, and nothing has run in between.
             self._just_claimed.discard(producer._uuid)
         elif self._claim(producer) is not None:
-            done = await self._call([], producer)
+            done = await within(_CALL_SECONDS, self._call([], producer))
             self._keep(producer, done.claimed)
         await self._return_surplus(producer)
         return self._claimed.pop(producer._uuid, [])
@@ -585,7 +593,7 @@ def _fill_slots() -> None:
         seam = _seams.get(query)
         if seam is not None:
             try:
-                await seam.every_second()
+                await within(_CHECK_EVERY, seam.every_second())
             except Exception:
                 # Staging is Oban's business and goes on without us.
                 logger.warning("could not sweep; trying again in a second", exc_info=True)

@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
-from baton._engine import CONNECT, Engine, check_connection, connect, read_committed
+from baton._engine import CONNECT, Engine, behind_a_pooler, check_connection, connect, read_committed
 from baton._names import queue_name
 from baton._oban import Seam
 from baton._states import RunState
@@ -211,6 +211,12 @@ class Baton:
             stack.push_async_callback(self._release)
             async with self._access.connection() as conn:
                 await migration.verify(conn, self._prefix)
+                if await behind_a_pooler(conn):
+                    logger.warning(
+                        "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
+                        "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
+                        "session"
+                    )
             if not bool(oban._signal_token):
                 stack.push_async_callback(self._stop_oban, oban)
                 await oban.start()
