@@ -71,8 +71,7 @@ class Heartbeat:
     """Beats for the producers of one process, until `stop`.
 
     Args:
-        conninfo: Connection string, asked for again at each reconnect.
-        kwargs: Further connection parameters.
+        parameters: Those of the connection, asked for again at each reconnect. Called in the event loop.
         prefix: Schema of the tables.
         rescue_after: Seconds that this process may be silent before others take it for dead.
         hearts: The producers of this moment; without any there is no connection. Called in the thread.
@@ -82,8 +81,7 @@ class Heartbeat:
     def __init__(
         self,
         *,
-        conninfo: Callable[[], Awaitable[str]],
-        kwargs: Mapping[str, Any],
+        parameters: Callable[[], Awaitable[Mapping[str, Any]]],
         prefix: str,
         rescue_after: float,
         hearts: Callable[[], Sequence[Heart]],
@@ -91,11 +89,8 @@ class Heartbeat:
     ) -> None:
         self.interval = min(rescue_after / 4, _LONGEST_INTERVAL)
         self._rescue_after = rescue_after
-        self._conninfo = conninfo
-        self._known_conninfo = ""
-        self._kwargs = {
-            key: value for key, value in kwargs.items() if key not in ("cursor_factory", "context")
-        }
+        self._parameters = parameters
+        self._known: Mapping[str, Any] = {}
         self._prefix = prefix
         self._hearts = hearts
         self._conn: _Connection | None = None
@@ -109,7 +104,7 @@ class Heartbeat:
 
     async def start(self) -> None:
         """Begin, from the event loop that is to be watched. Started twice, it is one."""
-        self._known_conninfo = await self._conninfo()
+        self._known = await self._parameters()
         self._watch.loop = asyncio.get_running_loop()
         self._watch.thread_id = threading.get_ident()
         self.look()
@@ -205,30 +200,33 @@ class Heartbeat:
 
     def _connected(self) -> _Connection:
         if self._conn is None:
-            self._ask_conninfo()
+            self._ask_parameters()
+            # What is for the asynchronous connections of a pool is not for this one.
+            known = {
+                key: value for key, value in self._known.items() if key not in ("cursor_factory", "context")
+            }
             self._conn = _Connection.connect(
-                self._known_conninfo,
                 **{
+                    **known,
                     "connect_timeout": _CONNECT_SECONDS,
                     "application_name": "baton heartbeat",
-                    **self._kwargs,
                     "autocommit": True,
                     "prepare_threshold": None,
-                },
+                }
             )
         return self._conn
 
-    def _ask_conninfo(self) -> None:
-        """It may have changed, as a password that is only good for minutes does; a blocked loop cannot tell."""
+    def _ask_parameters(self) -> None:
+        """They may have changed, as a password does that is only good for minutes. A blocked loop cannot tell."""
         assert self._watch.loop is not None
         asked = asyncio.run_coroutine_threadsafe(self._ask(), self._watch.loop)
         try:
-            self._known_conninfo = asked.result(_ASK_SECONDS)
+            self._known = asked.result(_ASK_SECONDS)
         except FutureTimeout:
             asked.cancel()
 
-    async def _ask(self) -> str:
-        return await self._conninfo()
+    async def _ask(self) -> Mapping[str, Any]:
+        return await self._parameters()
 
     def _close(self) -> None:
         conn, self._conn = self._conn, None
