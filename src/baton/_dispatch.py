@@ -15,6 +15,7 @@ from oban._executor import AckAction, Executor
 from oban._producer import Producer
 from oban.job import Cancel as ObanCancel
 from oban.job import Job
+from oban.worker import WorkerResolutionError, resolve_worker
 
 from baton import _step
 from baton._outcomes import Cancel, Snooze
@@ -49,6 +50,14 @@ class StepExecutor(Executor):
 
     async def _process(self) -> None:
         try:
+            if _step.attempt_of(self.job) is not None:
+                try:
+                    resolve_worker(self.job.worker)
+                except WorkerResolutionError as error:
+                    self.result = _step.park(
+                        self.job, f"no code for worker {self.job.worker!r} here: {error}"
+                    )
+                    return
             await super()._process()
         except BaseException as error:
             task = asyncio.current_task()

@@ -1,8 +1,8 @@
 """Keeps this process known as alive, from a thread with a connection of its own.
 
-A step may block the event loop, hold every connection of the pools, or run for hours: none of it makes the process look dead, and
-its jobs be rescued. Only the end of the process does, a stop of the whole process (SIGSTOP, a frozen machine), or the loss of the
-database. The same thread notices when the event loop does not answer, and says what runs on it.
+A step may block the event loop, hold every connection of the pools, or run for hours: none of it makes the process look dead,
+and its jobs be rescued. Only its end does, a stop of all of it (SIGSTOP, a frozen machine), or the loss of the database. The
+same thread notices when the event loop does not answer, and says what runs on it.
 """
 
 import asyncio
@@ -171,11 +171,12 @@ class Heartbeat:
             self._close()
             if self._failures in (1, 10, 100):
                 logger.warning(
-                    "no heartbeat: %s; trying again. After %g seconds of silence others run this process's steps again",
+                    "no heartbeat (%s); trying again. In %g seconds others will take this process for dead",
                     " ".join(str(error).split()) or type(error).__name__,
                     self._rescue_after,
                 )
-            return random.uniform(0.5, 1.0) * min(0.1 * 2 ** min(self._failures, 10), self.interval, 5.0)  # noqa: S311
+            longest = min(self.interval, 5.0)
+            return random.uniform(0.5, 1.0) * min(0.1 * 2 ** min(self._failures, 10), longest)  # noqa: S311
         if self._failures and hearts:
             self._failures = 0
             logger.info("heartbeats are heard again")
@@ -183,13 +184,15 @@ class Heartbeat:
 
     def _beat(self, hearts: Sequence[Heart]) -> None:
         rows = orjson.dumps(hearts, default=str).decode()
-        row = self._connected().execute(
-            _store.statement(_BEAT, self._prefix), (rows, self._rescue_after)
-        ).fetchone()
+        row = (
+            self._connected()
+            .execute(_store.statement(_BEAT, self._prefix), (rows, self._rescue_after))
+            .fetchone()
+        )
         first, self._last_beat = self._last_beat == float("-inf"), time.monotonic()
         assert row is not None
         if row[0] and not first:
-            logger.info("made the rows of %d queues anew; somebody, or a crash of the server, had removed them", len(row[0]))
+            logger.info("made the rows of %d queues anew, which somebody had removed", len(row[0]))
 
     def _see_off(self) -> None:
         while self._leaving:
@@ -260,8 +263,8 @@ class _LoopWatch:
         elif not self._said and now - self._asked_at > self._patience:
             self._said = True
             logger.warning(
-                "the event loop has not answered for %.1f seconds%s. Async steps running: %s. What blocks it stops all of them, "
-                "and acks and claims as well: make that step a plain function (def, not async def), which runs in a thread",
+                "the event loop has not answered for %.1f seconds%s. Async steps running: %s. What blocks it holds up all "
+                "of them, and acks and claims: make that step a plain function (def, not async def), which runs in a thread",
                 now - self._asked_at,
                 self._place(),
                 ", ".join(self._on_the_loop()) or "none",

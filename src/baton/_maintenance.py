@@ -1,7 +1,7 @@
-"""What is done by the clock, on each node or by the leader: look for what must not be, repair it, run again what died, prune.
+"""What is done by the clock: run again what died, look for what must not be and repair it, prune.
 
-Everything here is harmless when two do it at once, and when nobody does it for a while: the engine does not rest on it. Telemetry
-goes through Oban's: the span `baton.plugin.sweep` around each turn, and `baton.plugin.rescued` when jobs were run again.
+Everything here is harmless when two do it at once, and when nobody does it for a while: the engine does not rest on it.
+Telemetry goes through Oban's: the span `baton.plugin.sweep` around each turn, `baton.plugin.rescued` when jobs are run again.
 """
 
 import logging
@@ -51,7 +51,9 @@ class Maintenance:
         jobs = await self._engine.rescue(self._upkeep.rescue_after)
         if jobs:
             self._rescued += len(jobs)
-            logger.warning("the process of %d jobs died; they are run again or ended: %s", len(jobs), jobs[:20])
+            logger.warning(
+                "the process of %d jobs died; they are run again or ended: %s", len(jobs), jobs[:20]
+            )
             telemetry.execute("baton.plugin.rescued", {"count": len(jobs), "job_ids": jobs})
 
     async def rescue_all(self) -> int:
@@ -91,7 +93,9 @@ class Maintenance:
     async def _repair(self) -> int:
         drifted = await self._engine.reconcile()
         if drifted:
-            logger.warning("%d jobs had changed while no trigger was looking; their steps follow now", drifted)
+            logger.warning(
+                "%d jobs had changed while no trigger was looking; their steps follow now", drifted
+            )
         return drifted
 
     async def _prune(self) -> Counter[str]:

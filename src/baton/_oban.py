@@ -256,7 +256,9 @@ class Seam:
         if producer._uuid not in self._by_uuid or producer._uuid in self._give_up_at:
             return
         grace = producer._shutdown_grace_period
-        self._give_up_at[producer._uuid] = self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
+        self._give_up_at[producer._uuid] = (
+            self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
+        )
         await self.dispatcher.drain(grace, producer)
         self._hurry(producer)
         # There is nothing left that it should wait for.
@@ -336,7 +338,9 @@ class Seam:
         tries = 0
         while True:
             try:
-                done = await within(self._patience(producer), self._call(outcomes, producer), asked=_LAST_CALL)
+                done = await within(
+                    self._patience(producer), self._call(outcomes, producer), asked=_LAST_CALL
+                )
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not _may_pass(error):
                     return await self._divide(outcomes, producer, error)

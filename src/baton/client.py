@@ -84,12 +84,11 @@ class Baton:
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
-        rescue_after: Seconds of silence after which a process is dead, and its steps run again elsewhere, whatever their length.
-            Heartbeats come from a thread, four times as often, so a slow step or a blocked event loop is not silent. The same in
-            all processes; from 1 up.
-        interval: Seconds between turns of the maintenance.
-        prune: Delete finished runs once Oban's pruner has deleted their jobs, each whole, in the turns of the maintenance. Without
-            it they stay.
+        rescue_after: Seconds of silence after which a process is dead and its steps run again elsewhere, from 1 up. A slow
+            step or a blocked event loop is not silent: heartbeats come from a thread, four times as often. Set it alike in all
+            processes.
+        interval: Seconds between turns of the maintenance, which repairs and prunes.
+        prune: Delete finished runs, each whole, once Oban's pruner has deleted their jobs. Without it they stay.
         prune_limit: About how many steps a turn deletes at most. A backlog shrinks over several turns.
         debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
 
@@ -283,8 +282,8 @@ class Baton:
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing.
 
-        Outcomes are written as the jobs end, and heartbeats go on until the last has. All of it takes `shutdown_grace_period` and
-        two seconds at most, also while the database is away: what cannot be written then is run again, `rescue_after` later.
+        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and two
+        seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
         """
         if self._exit is None or self._stopping:
             return
