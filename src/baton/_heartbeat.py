@@ -176,7 +176,7 @@ class Heartbeat:
                     self._rescue_after,
                 )
             longest = min(self.interval, 5.0)
-            return random.uniform(0.5, 1.0) * min(0.1 * 2 ** min(self._failures, 10), longest)  # noqa: S311
+            return random.uniform(0.5, 1.0) * min(0.1 * 2.0 ** min(self._failures, 10), longest)  # noqa: S311
         if self._failures and hearts:
             self._failures = 0
             logger.info("heartbeats are heard again")
