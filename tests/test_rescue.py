@@ -9,9 +9,9 @@ from uuid import UUID
 import psycopg
 import pytest
 from oban import telemetry
-from tests.kit.wait import eventually
 
 from baton._engine import Engine
+from tests.kit.wait import eventually
 
 from baton import Baton, Workflow, step  # isort: skip
 

@@ -370,7 +370,7 @@ class Baton:
             engine,
             self._upkeep,
             is_leader=lambda: oban.is_leader,
-            job_max_age=float(getattr(oban._pruner, "_max_age", 0.0)),
+            job_max_age=oban._pruner._max_age,
         )
 
         async def parameters() -> dict[str, Any]:
