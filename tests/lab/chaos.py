@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from baton import migration
+from baton import Baton, migration
 from tests.kit.wait import eventually
 from tests.lab import invariants, report
 from tests.lab.faults import Monkey
@@ -23,12 +23,11 @@ from tests.lab.schedule import QUEUES, Schedule
 from tests.lab.server import DATABASE, Server
 from tests.lab.storm import run as deadlock_storm
 from tests.lab.watcher import Watcher
-from tests.lab.worker import baton_of
 
 WORKERS = 3
 LOSE = 0.05
-# From the last insert until all must have come to its end.
-PATIENCE = 60.0
+# From the last insert until all must have come to its end. A step that came to the worker without its code may wait a minute.
+PATIENCE = 150.0
 
 
 async def run(schedule: Schedule, folder: Path, *, storm_seconds: float = 0.0) -> Report:
@@ -55,7 +54,7 @@ async def run(schedule: Schedule, folder: Path, *, storm_seconds: float = 0.0) -
         monkey = Monkey(schedule, server, proxy, workers, ledger, guard)
         for worker in workers:
             worker.start()
-        baton = baton_of(through, schedule.rescue_after)
+        baton = Baton(through, rescue_after=schedule.rescue_after)
         await baton.start()
         stack.push_async_callback(baton.stop)
         await _until_all_work(direct)
@@ -65,7 +64,9 @@ async def run(schedule: Schedule, folder: Path, *, storm_seconds: float = 0.0) -
                 tasks.create_task(Inserter(schedule, baton, through, ledger).run())
                 tasks.create_task(monkey.run())
             ledger.note("the last fault is over, nothing more is inserted")
+            last = ledger.now
             result.stuck = await _quiet(direct)
+            result.quiet_after = round(ledger.now - last, 1)
         ledger.note("quiet" if not result.stuck else "still not quiet")
         for worker in workers:
             worker.terminate()

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from baton._engine import Outcome
-from tests.kit.database import Database, Session
+from tests.kit.database import PRODUCER, Database, Session
 from tests.kit.graphs import QUEUE
 from tests.lab import invariants
 from tests.lab.invariants import Finding
@@ -24,6 +24,7 @@ from tests.lab.schedule import Action, Flow, StepPlan, value_of
 from tests.lab.steps import END, START, build
 
 TAG = "f0"
+_RESCUE_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,15 @@ class Stage:
         while claimed := await self.claim():
             for attempt in claimed.values():
                 await self.finish(attempt, "discarded" if attempt.step in fails else "completed")
+
+    async def beat(self, producer: UUID = PRODUCER) -> None:
+        """A process says that it lives, as it has done for an hour."""
+        heart = {"uuid": str(producer), "name": "Oban", "node": "test", "queue": QUEUE, "meta": {}}
+        await self.db.main.rows("SELECT baton_beat(%s::jsonb, %s)", json.dumps([heart]), _RESCUE_AFTER)
+        await self.db.main.run(
+            "UPDATE oban_producers SET meta = jsonb_set(meta, '{baton,since}', "
+            "to_jsonb(timezone('UTC', clock_timestamp()) - interval '1 hour'))"
+        )
 
     async def note_fault(self, kind: str, pid: int) -> None:
         await self.db.main.run("INSERT INTO lab.faults (kind, pid) VALUES (%s, %s)", kind, pid)
@@ -290,6 +300,33 @@ async def _somebody_retries_a_held_steps_job(stage: Stage) -> list[Finding]:
     return await stage.look()
 
 
+async def _a_slow_step_of_a_living_process(stage: Stage) -> list[Finding]:
+    await _run_for_long(stage)
+    await stage.beat()
+    return await _rescue_and_claim(stage)
+
+
+async def _a_server_that_came_back(stage: Stage) -> list[Finding]:
+    """Its table of producers is empty: nobody has been heard yet but one."""
+    await _run_for_long(stage)
+    await stage.db.main.run("DELETE FROM oban_producers")
+    await stage.beat(UUID(int=2))
+    return await _rescue_and_claim(stage)
+
+
+async def _run_for_long(stage: Stage) -> None:
+    await stage.insert(_step("s0"))
+    await stage.claim(pid=1)
+    for table in ("oban_jobs", "lab.effects"):
+        await stage.db.main.run(f"UPDATE {table} SET attempted_at = attempted_at - interval '1 hour'")
+
+
+async def _rescue_and_claim(stage: Stage) -> list[Finding]:
+    await stage.db.main.engine.rescue(_RESCUE_AFTER)
+    await stage.claim(pid=2)
+    return await stage.look()
+
+
 CONTROLS = (
     Control(
         "fan-in by looking", _two_dependencies_settle_at_once, ("L1 end", "S5 held"), "settle_by_looking"
@@ -310,6 +347,8 @@ CONTROLS = (
         ("S11 provenance",),
         "retry_failed_alone",
     ),
+    Control("rescue by age", _a_slow_step_of_a_living_process, ("S18 overlap",), "rescue_by_age"),
+    Control("no grace after a restart", _a_server_that_came_back, ("S18 overlap",), "rescue_without_grace"),
     Control("result outside the commit", _a_crash_between_two_commits, ("S3 together",)),
     Control("stale inputs", _stale_inputs, ("S11 provenance",)),
     Control("hooks instead of a trigger", _somebody_retries_a_held_steps_job, ("S1 gate",)),

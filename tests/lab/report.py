@@ -78,6 +78,7 @@ class Report:
     hits: dict[str, int] = field(default_factory=dict)
     recovery: dict[str, Recovery] = field(default_factory=dict)
     looks: int = 0
+    quiet_after: float = 0.0
     storm: dict[str, Any] = field(default_factory=dict)
     findings: dict[Finding, float] = field(default_factory=dict)
     stuck: list[Finding] = field(default_factory=list)
@@ -99,7 +100,17 @@ class Report:
         data = {
             **{
                 name: getattr(self, name)
-                for name in ("seed", "seconds", "rescue_after", "looks", "storm", "made", "hits", "missed")
+                for name in (
+                    "seed",
+                    "seconds",
+                    "rescue_after",
+                    "looks",
+                    "quiet_after",
+                    "storm",
+                    "made",
+                    "hits",
+                    "missed",
+                )
             },
             **self.counts,
             "verdict": ("green", "violation", "inconclusive")[self.verdict],
@@ -115,6 +126,7 @@ class Report:
             f"seed {self.seed}, {self.seconds:g} s, rescue after {self.rescue_after:g} s, {self.looks} looks at all of it",
             *(f"  {name.replace('_', ' '):<22}{count:>8}" for name, count in self.counts.items()),
             f"  {'stuck':<22}{len(self.stuck):>8}",
+            f"  {'seconds until quiet':<22}{self.quiet_after:>8}",
             "faults: times made, what they hit",
             *(
                 f"  {kind.replace('_', ' '):<22}{self.made.get(kind, hits):>8}{hits:>8}"

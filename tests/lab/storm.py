@@ -1,7 +1,7 @@
 """The deadlock storm: everything that locks, at once, on five shared workflows, and PostgreSQL looks for deadlocks each 50 ms.
 
 What a user calls must never fail by a deadlock: not Baton's verbs, not Oban's own, as another node that knows nothing of Baton
-sends them. What goes by the clock (ack, sweep, rescue, Oban's stager and pruner) may be a victim, and is sent again; that is
+sends them. What goes by the clock (ack, sweep, rescue, prune, Oban's stager) may be a victim, and is sent again; that is
 counted, and so is what the server saw.
 """
 
@@ -216,14 +216,14 @@ class _User:
     async def sweep(self, _runs: list[UUID]) -> None:
         """What Baton does by the clock: pay what is owed, rescue, reconcile."""
         await self._try("sweep", self._engine.sweep(), users=False)
-        await self._try("rescue", self._engine._value("SELECT baton_rescue(0.01)"), users=False)
+        await self._try("rescue", self._engine.rescue_all(0.01), users=False)
         await self._try("reconcile", self._engine.reconcile(), users=False)
         await self._stock("stage_jobs", users=False, queues=[_QUEUE], limit=100, before=None)
 
     async def prune(self, runs: list[UUID]) -> None:
-        """What retention does: Oban's pruner takes jobs, Baton's the runs that are left without."""
-        await self._stock("prune_jobs", users=False, max_age=0, limit=50)
-        await self._try("prune", self._engine._value("SELECT baton_prune(100, 0, NULL) IS NULL"), users=False)
+        """What retention does: jobs go first, then the runs that are left without."""
+        await self._try("prune of jobs", self._engine.prune_jobs(0, 50), users=False)
+        await self._try("prune", self._engine.prune(100, 0, None), users=False)
         for place, run in enumerate(runs):
             gone = await (
                 await self._conn.execute(

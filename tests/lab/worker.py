@@ -3,13 +3,11 @@
 import argparse
 import asyncio
 import ctypes
-import inspect
 import logging
 import os
 import random
 import signal
 import sys
-from typing import Any
 
 import psycopg
 
@@ -43,18 +41,11 @@ def main() -> None:
     asyncio.run(_work(options.dsn, options.rescue_after))
 
 
-def baton_of(dsn: str, rescue_after: float, **options: Any) -> Baton:
-    """A Baton that rescues fast."""
-    if "rescue_after" in inspect.signature(Baton).parameters:
-        options["rescue_after"] = rescue_after
-    return Baton(dsn, **options)
-
-
 async def _work(dsn: str, rescue_after: float) -> None:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     while not told.is_set():
-        baton = baton_of(dsn, rescue_after, queues=QUEUES, pool_size=5, shutdown_grace_period=1.0)
+        baton = Baton(dsn, rescue_after=rescue_after, queues=QUEUES, pool_size=5, shutdown_grace_period=1.0)
         try:
             await baton.start()
         except (BatonError, psycopg.Error, OSError):
