@@ -1,39 +1,35 @@
 """Where Oban for Python 0.7.0 is weak, and that an Oban with Baton is not: one scenario for each, run on both.
 
-A test that sees no weakness on Oban alone fails as well: then Oban has mended it, and Baton's part can go. `docs/weak-points.md`
-lists them all.
+A test that sees no weakness on Oban alone fails as well: then Oban has mended it, and Baton's part can go. They are listed
+in `docs/weak-points.md`.
 """
 
 import asyncio
 import contextlib
 import json
-import logging
 import os
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import oban.job
-import oban.schema
 import orjson
 import psycopg
 import psycopg.types.json
 import pytest
 from oban import Oban
-from oban._notifier import encode_payload
+from oban._producer import LocalDispatcher
 from oban._recorded import decode_recorded, encode_recorded
-from oban.job import Cancel, Job, Record, Snooze
+from oban.job import Job, JobState, Record, Snooze
+from oban.schema import install
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-import baton
 from baton import Baton, Workflow, migration, step
 from baton import _oban as seam_module
 from baton.errors import StepFailed
@@ -189,7 +185,9 @@ async def becomes(oban: Oban, job: Job, wanted: str) -> None:
 
 
 async def pass_time(db: AsyncConnection, seconds: int) -> None:
-    await db.execute("UPDATE oban_leaders SET expires_at = expires_at - make_interval(secs => %s)", (seconds,))
+    await db.execute(
+        "UPDATE oban_leaders SET expires_at = expires_at - make_interval(secs => %s)", (seconds,)
+    )
 
 
 async def elect(oban: Oban) -> None:
@@ -198,7 +196,9 @@ async def elect(oban: Oban) -> None:
 
 
 @whenever
-async def test_w01_two_nodes_lead_at_once(baton_dsn: str, db: AsyncConnection, with_baton: bool | str) -> None:
+async def test_w01_two_nodes_lead_at_once(
+    baton_dsn: str, db: AsyncConnection, with_baton: bool | str
+) -> None:
     options: dict[str, Any] = {"name": "both", "queues": {}, "leadership": True}
     async with (
         an_oban(baton_dsn, with_baton, node="a", **options) as first,
@@ -261,7 +261,9 @@ async def test_w23_an_election_fails_under_another_isolation_level(
 ) -> None:
     name = psycopg.sql.Identifier(db.info.dbname)
     await db.execute(
-        psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'").format(name)
+        psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'").format(
+            name
+        )
     )
     async with (
         an_oban(baton_dsn, with_baton, start=False, queues={}, leadership=True, name="both") as oban,
@@ -296,7 +298,7 @@ async def somebody_waits(db: AsyncConnection) -> bool:
 async def test_w12_a_stop_without_the_database_raises(baton_dsn: str, with_baton: bool) -> None:
     ended: list[str] = []
 
-    class Dispatcher(oban._producer.LocalDispatcher):  # type: ignore[name-defined]
+    class Dispatcher(LocalDispatcher):
         async def start(self) -> None: ...
 
         async def stop(self) -> None:
@@ -307,8 +309,7 @@ async def test_w12_a_stop_without_the_database_raises(baton_dsn: str, with_baton
         AsyncConnectionPool(gate.dsn, min_size=1, max_size=3, open=False, timeout=0.5) as pool,
     ):
         app = Oban(pool=pool, name=str(uuid4()), queues={"default": 1}, dispatcher=Dispatcher())
-        if with_baton:
-            Baton(oban=app)
+        attached = Baton(oban=app) if with_baton else None
         await app.start()
         assert app.is_leader
         gate.shut()
@@ -321,7 +322,8 @@ async def test_w12_a_stop_without_the_database_raises(baton_dsn: str, with_baton
                 await app.stop()
             assert ended == []
             await eventually(lambda: obans_tasks() == set(), timeout=30)
-    seam_module._seams.clear()
+        if attached is not None:
+            await attached._release()
 
 
 @both
@@ -331,8 +333,7 @@ async def test_w12_a_stop_hangs_on_a_database_that_does_not_answer(baton_dsn: st
         AsyncConnectionPool(gate.dsn, min_size=1, max_size=1, open=False, timeout=60) as pool,
     ):
         app = Oban(pool=pool, name=str(uuid4()), queues={}, leadership=True)
-        if with_baton:
-            Baton(oban=app)
+        attached = Baton(oban=app) if with_baton else None
         await app.start()
         assert app.is_leader
         gate.stall()
@@ -342,7 +343,8 @@ async def test_w12_a_stop_hangs_on_a_database_that_does_not_answer(baton_dsn: st
         assert stopping.done() is with_baton
         gate.shut()
         await asyncio.gather(stopping, return_exceptions=True)
-    seam_module._seams.clear()
+        if attached is not None:
+            await attached._release()
 
 
 def obans_tasks() -> set[str]:
@@ -362,18 +364,35 @@ async def listener(db: AsyncConnection) -> int | None:
     )
 
 
-async def heard(oban: Oban, db: AsyncConnection) -> asyncio.Event:
-    """An event that is set when a notification comes through; one is sent until it does."""
-    event = asyncio.Event()
-    await oban._notifier.listen("test", lambda *_: event.set(), wait=False)
-    return event
+class Ear:
+    """Hears the notifications it sends, if they come through."""
+
+    def __init__(self, db: AsyncConnection) -> None:
+        self._db = db
+        self._sent = self._heard = self._since = 0
+
+    @classmethod
+    async def of(cls, oban: Oban, db: AsyncConnection) -> "Ear":
+        """One that has heard something."""
+        ear = cls(db)
+        await oban._notifier.listen("test", ear._hear, wait=False)
+        await eventually(ear.hears)
+        return ear
+
+    def _hear(self, _channel: str, payload: dict[str, Any]) -> None:
+        self._heard = payload["n"]
+
+    def forget(self) -> None:
+        """From here on only what is sent from here on counts."""
+        self._since = self._sent
+
+    async def hears(self) -> bool:
+        self._sent += 1
+        await self._db.execute("SELECT pg_notify('public.oban_test', %s)", (json.dumps({"n": self._sent}),))
+        return self._heard > self._since
 
 
-async def tell(db: AsyncConnection, payload: str = '{"a": 1}') -> None:
-    await db.execute("SELECT pg_notify('public.oban_test', %s)", (payload,))
-
-
-GARBAGE = ["x", "", "{", "[1]", "1", "null", '"text"', "{\"queue\": }", "eJwDAAAAAAE=", "\x7f", "e" * 7000]
+GARBAGE = ["x", "", "{", "[1]", "1", "null", '"text"', '{"queue": }', "eJwDAAAAAAE=", "\x7f", "e" * 7000]
 
 
 @whenever
@@ -381,24 +400,17 @@ async def test_w09_a_garbage_notification_ends_listen(
     baton_dsn: str, db: AsyncConnection, with_baton: bool | str
 ) -> None:
     async with an_oban(baton_dsn, with_baton) as oban:
-        event = await heard(oban, db)
-
-        async def comes_through() -> bool:
-            await tell(db)
-            return event.is_set()
-
-        await eventually(comes_through)
-        event.clear()
+        ear = await Ear.of(oban, db)
+        ear.forget()
         for payload in GARBAGE:
             for channel in ("test", "insert", "signal", "leader"):
                 await db.execute("SELECT pg_notify(%s, %s)", (f"public.oban_{channel}", payload))
         if with_baton:
-            await eventually(comes_through)
+            await eventually(ear.hears)
             return
         notifier: Any = oban._notifier
         await eventually(notifier._loop_task.done)
-        await tell(db)
-        assert not event.is_set()
+        assert not await ear.hears()
 
 
 async def test_w09_a_callback_that_fails_is_reported_and_the_others_are_called(
@@ -419,7 +431,7 @@ async def test_w09_a_callback_that_fails_is_reported_and_the_others_are_called(
     async with an_oban(baton_dsn, True) as oban:
         for callback in (fails, fails_later, takes_apart, takes_apart):
             await oban._notifier.listen("test", callback)
-        await tell(db)
+        await db.execute("SELECT pg_notify('public.oban_test', '{\"a\": 1}')")
         await called.wait()
         await eventually(lambda: "in a callback" in caplog.text and "in a task" in caplog.text)
         assert "KeyError" not in caplog.text
@@ -431,21 +443,15 @@ async def test_w10_each_lost_connection_leaves_one_more_beat_and_nobody_catches_
 ) -> None:
     # Nothing but a notification would make the queue look for jobs.
     async with an_oban(baton_dsn, with_baton, stager={"interval": 3600}) as oban:
-        event = await heard(oban, db)
-
-        async def comes_through() -> bool:
-            await tell(db)
-            return event.is_set()
-
-        await eventually(comes_through)
+        ear = await Ear.of(oban, db)
         await db.execute("SELECT pg_terminate_backend(%s)", (await listener(db),))
         job = Worker.new()
         # Inserted by somebody whose notification nobody heard.
         await db.execute(
             "INSERT INTO oban_jobs (worker, args) VALUES (%s, %s)", (job.worker, json.dumps(job.args))
         )
-        event.clear()
-        await eventually(comes_through)
+        ear.forget()
+        await eventually(ear.hears)
         beats = [task for task in asyncio.all_tasks() if task.get_name() == "oban-notifier-beat"]
         if with_baton:
             await eventually(Worker.began["job"].is_set)
@@ -464,21 +470,15 @@ async def test_w10_a_frozen_listener_is_not_noticed(
         async with an_oban(
             gate.dsn, with_baton, queues={}, notifier=notifier, pool_options={"min_size": 0}
         ) as oban:
-            event = await heard(oban, db)
-
-            async def comes_through() -> bool:
-                await tell(db)
-                return event.is_set()
-
-            await eventually(comes_through)
+            ear = await Ear.of(oban, db)
             gate.stall()
-            event.clear()
+            ear.forget()
             if with_baton:
-                await eventually(comes_through, timeout=30)
+                await eventually(ear.hears, timeout=30)
             else:
                 # No deadline, so no end to wait for.
                 with pytest.raises(AssertionError):
-                    await eventually(comes_through, timeout=4)
+                    await eventually(ear.hears, timeout=4)
 
 
 async def test_who_waits_for_a_run_is_told_to_look_after_a_time_without_notifications(
@@ -587,7 +587,9 @@ async def test_w03_a_failed_ack_is_not_tried_again(
 
 
 @both
-async def test_w04_an_error_beside_the_worker_leaves_a_job_executing(baton_dsn: str, with_baton: bool) -> None:
+async def test_w04_an_error_beside_the_worker_leaves_a_job_executing(
+    baton_dsn: str, with_baton: bool
+) -> None:
     async with an_oban(baton_dsn, with_baton) as oban:
         job = await oban.enqueue(BrokenBackoff.new())
         await Worker.began["job"].wait()
@@ -665,7 +667,9 @@ async def test_w08_a_retry_lets_a_held_job_go(baton_dsn: str, db: AsyncConnectio
 
 
 @both
-async def test_w18_an_update_of_a_stale_copy_loses_a_recorded_result(baton_dsn: str, with_baton: bool) -> None:
+async def test_w18_an_update_of_a_stale_copy_loses_a_recorded_result(
+    baton_dsn: str, with_baton: bool
+) -> None:
     async with an_oban(baton_dsn, with_baton) as oban:
         if not with_baton:
             stale = await oban.enqueue(Recording.new(scheduled_in=60))
@@ -728,7 +732,7 @@ async def test_w21_a_codec_that_is_changed_for_all_turns_nan_into_null(
         workflow.add("it", give_nan.new())
         async with Baton(baton_dsn, queues={"default": 1}) as worker:
             run = await worker.insert(workflow)
-            with pytest.raises(StepFailed, match="NaN|nan"):
+            with pytest.raises(StepFailed, match="nan is not JSON"):
                 await run.result("it", timeout=10)
     finally:
         psycopg.types.json.set_json_dumps(json.dumps)
@@ -753,7 +757,9 @@ async def test_w15_a_row_that_oban_cannot_load_stops_its_queue(
     baton_dsn: str, db: AsyncConnection, with_baton: bool
 ) -> None:
     async with an_oban(baton_dsn, with_baton, start=False) as oban:
-        await db.execute("INSERT INTO oban_jobs (worker, priority) VALUES ('tests.Odd', 12), ('tests.Good', 1)")
+        await db.execute(
+            "INSERT INTO oban_jobs (worker, priority) VALUES ('tests.Odd', 12), ('tests.Good', 1)"
+        )
         producer = oban._producers["default"]
         if with_baton:
             assert {job.worker for job in await producer._get_jobs()} == {"tests.Odd", "tests.Good"}
@@ -856,10 +862,12 @@ async def described(db: AsyncConnection, ids: list[int | None]) -> list[dict[str
 def all_kinds() -> list[Job]:
     later = datetime.now(UTC) + timedelta(hours=2)
     return [
-        Job("tests.A", args={"n": 10**30, "text": 'quote " \\ {}', "deep": [{"a": None}]}, tags=["b", "a,{}"]),
+        Job(
+            "tests.A", args={"n": 10**30, "text": 'quote " \\ {}', "deep": [{"a": None}]}, tags=["b", "a,{}"]
+        ),
         Job("tests.B", queue="mail", priority=3, max_attempts=7, meta={"a": 1}),
         Job("tests.C", scheduled_at=later),
-        Job("tests.D", state=oban.job.JobState.SUSPENDED),
+        Job("tests.D", state=JobState.SUSPENDED),
         Job("tests.E", inserted_at=datetime(2020, 1, 1, tzinfo=UTC)),
         Job("tests.F", scheduled_in=7200, queue='odd"queue\\'),
     ]
@@ -887,7 +895,9 @@ async def test_jobs_are_inserted_as_by_oban_alone(baton_dsn: str, db: AsyncConne
                 assert type(job.scheduled_at) is type(theirs.scheduled_at)
         assert await oban.enqueue_many([]) == []
         many = await oban.enqueue_many([Job("tests.M", args={"n": n}) for n in range(12_000)])
-        rows = await (await db.execute("SELECT id FROM oban_jobs WHERE worker = 'tests.M' ORDER BY (args ->> 'n')::int")).fetchall()
+        rows = await (
+            await db.execute("SELECT id FROM oban_jobs WHERE worker = 'tests.M' ORDER BY (args ->> 'n')::int")
+        ).fetchall()
         assert [job.id for job in many] == [id_ for (id_,) in rows]
 
 
@@ -925,7 +935,9 @@ async def test_w24_a_failed_start_leaves_its_tasks_running(
             for task in asyncio.all_tasks():
                 if task.get_name().startswith("oban-"):
                     task.cancel()
-            await asyncio.gather(*(t for t in asyncio.all_tasks() if t.get_name().startswith("oban-")), return_exceptions=True)
+            await asyncio.gather(
+                *(t for t in asyncio.all_tasks() if t.get_name().startswith("oban-")), return_exceptions=True
+            )
             return
         assert obans_tasks() == set()
         async with attached:
@@ -936,7 +948,7 @@ async def test_w24_a_failed_start_leaves_its_tasks_running(
 
 
 @both
-async def test_w22_an_install_in_another_schema_works_once(
+async def test_w22_a_second_schema_cannot_be_installed(
     baton_dsn: str, db: AsyncConnection, with_baton: bool
 ) -> None:
     await db.execute("CREATE SCHEMA other")
@@ -946,9 +958,8 @@ async def test_w22_an_install_in_another_schema_works_once(
                 for _ in range(2):
                     await migration.up(baton_dsn, prefix="other")
             else:
-                await oban.schema.install(pool, prefix="other")
-                with pytest.raises(psycopg.errors.DuplicateObject):
-                    await oban.schema.install(pool, prefix="other")
+                with pytest.raises(psycopg.errors.UndefinedObject):
+                    await install(pool, prefix="other")
     finally:
         await db.execute("DROP SCHEMA other CASCADE")
 
@@ -976,7 +987,13 @@ async def test_w28_a_pool_hands_out_connections_that_are_gone(
 
 
 async def nobody_else(db: AsyncConnection) -> bool:
-    return (await one(db, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> 'baton listen'")) == 0
+    return (
+        await one(
+            db,
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND application_name <> 'baton listen'",
+        )
+    ) == 0
 
 
 async def test_batons_connections_notice_a_server_that_went_away_without_a_word(baton_dsn: str) -> None:
@@ -985,7 +1002,12 @@ async def test_batons_connections_notice_a_server_that_went_away_without_a_word(
         for pool in (client.oban._query._pool, await client._engine.open()):
             async with pool.connection() as conn:
                 given = conn.info.get_parameters()
-                assert {"connect_timeout", "keepalives_idle", "keepalives_count", "tcp_user_timeout"} <= given.keys()
+                assert {
+                    "connect_timeout",
+                    "keepalives_idle",
+                    "keepalives_count",
+                    "tcp_user_timeout",
+                } <= given.keys()
                 level = await (await conn.execute("SHOW transaction_isolation")).fetchone()
                 assert level == ("read committed",)
 
@@ -1005,7 +1027,9 @@ async def test_a_pooler_in_between_is_named(
 async def test_w26_a_row_says_what_is_imported(
     baton_dsn: str, db: AsyncConnection, with_baton: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "trap_of_w26.py").write_text("import os\nos.environ['W26'] = 'sprung'\nclass Work:\n    pass\n")
+    (tmp_path / "trap_of_w26.py").write_text(
+        "import os\nos.environ['W26'] = 'sprung'\nclass Work:\n    pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("W26", raising=False)
     if not with_baton:
@@ -1019,7 +1043,7 @@ async def test_w26_a_row_says_what_is_imported(
         workflow.add("then", give_nan.new(), deps=["it"])
         await worker.oban.pause_queue("default")
         run = await worker.insert(workflow)
-        await db.execute("UPDATE oban_jobs SET args = args || '{\"step\": \"trap_of_w26.Work\"}'")
+        await db.execute('UPDATE oban_jobs SET args = args || \'{"step": "trap_of_w26.Work"}\'')
         await worker.oban.resume_queue("default")
 
         async def was_looked_at() -> bool:
@@ -1038,19 +1062,26 @@ class SlowClock(datetime):
     def now(cls, tz: tzinfo | None = None) -> datetime:
         return datetime.now(tz) - timedelta(hours=1)
 
+    @classmethod
+    def fromisoformat(cls, text: str) -> datetime:
+        return datetime.fromisoformat(text)
+
 
 @both
 async def test_w32_a_delay_is_counted_by_the_clients_clock(
     baton_dsn: str, db: AsyncConnection, with_baton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oban.job, "datetime", SlowClock)
+    monkeypatch.setattr(sys.modules["oban.job"], "datetime", SlowClock)
     if not with_baton:
         async with an_oban(baton_dsn, with_baton, start=False) as app:
             await app.enqueue(Job("tests.Nobody", scheduled_in=600))
         assert await one(db, "SELECT scheduled_at < timezone('UTC', now()) FROM oban_jobs"), "due at once"
         return
-    for module in list(__import__("sys").modules.values()):
-        if getattr(module, "__name__", "").startswith("baton.") and getattr(module, "datetime", None) is datetime:
+    for module in list(sys.modules.values()):
+        if (
+            getattr(module, "__name__", "").startswith("baton.")
+            and getattr(module, "datetime", None) is datetime
+        ):
             monkeypatch.setattr(module, "datetime", SlowClock)
     async with Baton(baton_dsn, queues={"default": 1}) as worker:
         workflow = Workflow("by the server's clock", deadline=timedelta(seconds=600))

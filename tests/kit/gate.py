@@ -84,7 +84,9 @@ class _Connection:
             task.cancel()
         await asyncio.gather(*both, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pooling: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pooling: bool
+    ) -> None:
         while data := await reader.read(65536):
             if self.stalled:
                 continue
