@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,11 +22,16 @@ import orjson
 import psycopg
 import psycopg.types.json
 import pytest
-from oban import Oban
+from oban import Oban, _extensions
+from oban._executor import AckAction
+from oban._extensions import put_ext, use_ext
+from oban._leader import Leader
+from oban._notifier import PostgresNotifier
 from oban._producer import LocalDispatcher
 from oban._recorded import decode_recorded, encode_recorded
 from oban.job import Job, JobState, Record, Snooze
 from oban.schema import install
+from packaging.specifiers import SpecifierSet
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
@@ -32,6 +39,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import Baton, Workflow, migration, step
 from baton import _oban as seam_module
+from baton._engine import Engine
 from baton.errors import StepFailed
 from tests.kit.engine import graph
 from tests.kit.gate import Gate
@@ -1103,13 +1111,180 @@ async def test_w32_a_delay_is_counted_by_the_clients_clock(
 
 # --- the slots -----------------------------------------------------------------------------------------
 
-SLOTS = {
-    "executor.wrap_result",
-    "lifeline.rescue",
-    "producer.get_jobs",
-    "pruner.prune",
-    "query.ack_jobs",
-    "query.insert_jobs",
-    "query.reset",
-    "stager.before_stage",
+# These do on an Oban with Baton what Baton is for; every other one is done by whoever was there before as well.
+REPLACED = {"producer.get_jobs", "query.ack_jobs"}
+SLOTS: dict[str, Any] = {
+    "executor.wrap_result": lambda _job, result: result,
+    "lifeline.rescue": seam_module.oban_rescue,
+    "producer.get_jobs": seam_module.oban_get_jobs,
+    "pruner.prune": seam_module.oban_prune,
+    "query.ack_jobs": seam_module.oban_ack_jobs,
+    "query.insert_jobs": seam_module.oban_insert_jobs,
+    "query.reset": seam_module.oban_reset,
+    "stager.before_stage": seam_module._nothing,
 }
+
+
+def noting(called: list[str], name: str, function: Any) -> Any:
+    """The extension of somebody else's that passes on."""
+
+    def note(*args: Any) -> Any:
+        called.append(name)
+        return function(*args)
+
+    return note
+
+
+async def use_every_slot(oban: Oban) -> None:
+    """What Oban does over time, at once."""
+    await oban.enqueue(Worker.new())
+    (job,) = await oban._producers["default"]._get_jobs()
+    use_ext("executor.wrap_result", None, job, 1)
+    await oban._query.ack_jobs([AckAction(job=job, state="completed")])
+    stager, lifeline, pruner, leader = oban._stager, oban._lifeline, oban._pruner, oban._leader
+    await stager._stage()  # type: ignore[attr-defined]
+    leader._is_leader, leader._held_until = True, float("inf")  # type: ignore[attr-defined]
+    await lifeline._rescue()  # type: ignore[attr-defined]
+    await pruner._prune()  # type: ignore[attr-defined]
+    await oban._query.reset()
+
+
+@pytest.fixture
+def _empty_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam_module, "_filled", {})
+    monkeypatch.setattr(_extensions, "_extensions", {})
+
+
+@pytest.mark.usefixtures("_empty_slots")
+async def test_an_extension_that_was_there_before_baton_is_still_called(baton_dsn: str) -> None:
+    called: list[str] = []
+    for name, function in SLOTS.items():
+        put_ext(name, noting(called, name, function))
+    async with (
+        an_oban(baton_dsn, True, start=False) as attached,
+        an_oban(baton_dsn, False, start=False) as alone,
+    ):
+        assert seam_module._filled.keys() == SLOTS.keys()
+        await use_every_slot(attached)
+        assert set(called) == SLOTS.keys() - REPLACED
+        called.clear()
+        await use_every_slot(alone)
+        assert sorted(called) == sorted(SLOTS), "each of them once"
+
+
+@pytest.mark.usefixtures("_empty_slots")
+async def test_baton_is_still_called_by_an_extension_that_came_after_it_and_passes_on(
+    baton_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        an_oban(baton_dsn, True, start=False) as first,
+        an_oban(baton_dsn, True, start=False) as second,
+        an_oban(baton_dsn, False, start=False) as alone,
+    ):
+        called: list[str] = []
+        for name, function in list(seam_module._filled.items()):
+            put_ext(name, noting(called, name, function))
+        asked: list[tuple[str, Engine]] = []
+        for name in ("ack", "sweep", "rescue", "prune_jobs", "reset"):
+            monkeypatch.setattr(Engine, name, asking(asked, name, getattr(Engine, name)))
+        for oban in (first, second):
+            called.clear()
+            asked.clear()
+            await use_every_slot(oban)
+            assert sorted(called) == sorted(SLOTS)
+            assert {name for name, _ in asked} == {"ack", "sweep", "rescue", "prune_jobs", "reset"}
+            assert {engine for _, engine in asked} == {seam_module._seams[oban._query].engine}
+        asked.clear()
+        await use_every_slot(alone)
+        assert asked == []
+
+
+def asking(asked: list[tuple[str, Engine]], name: str, method: Any) -> Any:
+    async def ask(engine: Engine, *args: Any) -> Any:
+        asked.append((name, engine))
+        return await method(engine, *args)
+
+    return ask
+
+
+async def test_an_oban_that_baton_has_left_is_obans_own_again_and_goes_on(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    async with an_oban(baton_dsn, False) as oban:
+        async with Baton(oban=oban):
+            ear = await Ear.of(oban, db)
+        assert type(oban._leader) is Leader
+        assert oban._query not in seam_module._seams
+        for part in (oban, oban._query, oban._stager, oban._refresher, oban._leader, oban._notifier):
+            assert vars(part).keys().isdisjoint({"start", "stop", "stage_jobs", "cancel_many_jobs"})
+        ear.forget()
+        await eventually(ear.hears)
+        await elect(oban)
+        assert oban.is_leader, "it renews what it was elected for with Baton"
+    assert obans_tasks() == set()
+
+
+async def test_a_leader_and_a_notifier_of_somebody_elses_are_left_alone(
+    baton_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnLeader(Leader):
+        pass
+
+    class OwnNotifier(PostgresNotifier):
+        pass
+
+    monkeypatch.setattr(_extensions, "_extensions", dict(_extensions._extensions))
+    put_ext("leader.build", lambda config, **options: OwnLeader(**options, **config))
+    put_ext("notifier.build", lambda spec, query: OwnNotifier(query=query, **spec))
+    async with an_oban(baton_dsn, True) as oban:
+        assert type(oban._leader) is OwnLeader
+        assert type(oban._notifier) is OwnNotifier
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+_ROW = re.compile(r"^\| (W\d+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
+OUT_OF_REACH = "none"
+
+
+def rows() -> dict[str, tuple[str, str, str, str]]:
+    """What the page says of each weak point: alone, with Baton, tests, for which Oban."""
+    return {found[1]: (found[2], found[3], found[4], found[5]) for found in _ROW.finditer(PAGE.read_text())}
+
+
+def tests_there_are() -> set[str]:
+    return {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+
+
+def test_the_page_has_a_row_for_every_weak_point() -> None:
+    assert list(rows()) == [f"W{n}" for n in range(1, 33)]
+
+
+@pytest.mark.parametrize("point", [f"W{n}" for n in range(1, 33)])
+def test_every_test_that_the_page_names_is_there(point: str) -> None:
+    named = re.findall(r"`(test_\w+)`", rows()[point][2])
+    files = re.findall(r"`(tests/test_\w+\.py)`", rows()[point][2])
+    assert named or files or rows()[point][2] == OUT_OF_REACH
+    assert set(named) <= tests_there_are()
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_scenario_is_on_the_page() -> None:
+    source = Path(__file__).read_text()
+    scenarios = set(re.findall(r"^async def (test_w\d\d_\w+)\(", source, re.MULTILINE))
+    named = {name for row in rows().values() for name in re.findall(r"`(test_\w+)`", row[2])}
+    assert scenarios <= named
+    for name in scenarios:
+        point = f"W{int(name[6:8])}"
+        assert f"`{name}`" in rows()[point][2], f"{name} is in another row than {point}"
+
+
+@pytest.mark.parametrize("point", [f"W{n}" for n in range(1, 33)])
+def test_the_installed_oban_is_one_that_the_row_was_written_for(point: str) -> None:
+    assert version("oban") in SpecifierSet(rows()[point][3].strip("`")), (
+        "is it still weak there? read, then say so"
+    )
