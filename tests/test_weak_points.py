@@ -1252,7 +1252,7 @@ def rows() -> dict[str, tuple[str, str, str, str]]:
     return {found[1]: (found[2], found[3], found[4], found[5]) for found in _ROW.finditer(PAGE.read_text())}
 
 
-def tests_there_are() -> set[str]:
+def every_test_there_is() -> set[str]:
     return {
         name
         for path in (ROOT / "tests").glob("test_*.py")
@@ -1269,7 +1269,7 @@ def test_every_test_that_the_page_names_is_there(point: str) -> None:
     named = re.findall(r"`(test_\w+)`", rows()[point][2])
     files = re.findall(r"`(tests/test_\w+\.py)`", rows()[point][2])
     assert named or files or rows()[point][2] == OUT_OF_REACH
-    assert set(named) <= tests_there_are()
+    assert set(named) <= every_test_there_is()
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
