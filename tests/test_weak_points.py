@@ -115,7 +115,8 @@ async def an_oban(
             yield oban
         finally:
             await attached.stop()
-            await oban.stop()
+            if with_baton == "after":
+                await oban.stop()
             if not start:
                 await attached._release()
 
@@ -994,6 +995,37 @@ async def test_w28_a_pool_hands_out_connections_that_are_gone(
                 await app.get_job(1)
 
 
+@both
+async def test_w28_a_connection_that_does_not_answer_is_waited_for_without_end(
+    baton_dsn: str, db: AsyncConnection, with_baton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seam_module, "_CALL_SECONDS", 0.5)
+    # With Baton, not even a stop waits for a pool that has nothing to give.
+    pool_options = {} if with_baton else {"timeout": 1.0}
+    async with (
+        Gate.before(baton_dsn) as gate,
+        an_oban(gate.dsn, with_baton, pool_options=pool_options) as oban,
+    ):
+        await oban.enqueue(Held.new())
+        await Worker.began["job"].wait()
+        gate.stall()
+        Worker.told["job"].set()
+
+        async def is_completed() -> bool:
+            return bool(await one(db, "SELECT count(*) FROM oban_jobs WHERE state = 'completed'"))
+
+        if with_baton:
+            await eventually(is_completed, timeout=30)
+        else:
+            with pytest.raises(AssertionError):
+                await eventually(is_completed, timeout=4)
+        gate.shut()
+        if not with_baton:
+            with pytest.raises(psycopg.Error):
+                await oban.stop()
+            oban._signal_token = None
+
+
 async def nobody_else(db: AsyncConnection) -> bool:
     return (
         await one(
@@ -1215,8 +1247,9 @@ async def test_an_oban_that_baton_has_left_is_obans_own_again_and_goes_on(
             ear = await Ear.of(oban, db)
         assert type(oban._leader) is Leader
         assert oban._query not in seam_module._seams
-        for part in (oban, oban._query, oban._stager, oban._refresher, oban._leader, oban._notifier):
-            assert vars(part).keys().isdisjoint({"start", "stop", "stage_jobs", "cancel_many_jobs"})
+        assert vars(oban._query).keys() == {"_pool", "_prefix"}
+        for part in (oban, oban._stager, oban._refresher, oban._leader, oban._notifier):
+            assert vars(part).keys().isdisjoint({"start", "stop"})
         ear.forget()
         await eventually(ear.hears)
         await elect(oban)
