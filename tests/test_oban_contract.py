@@ -28,6 +28,7 @@ import pytest
 from oban import Oban
 from oban._executor import AckAction
 from oban.job import Cancel, Job, Record, Snooze
+from oban.worker import resolve_worker
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -89,7 +90,7 @@ SIGNATURES = {
     oban._query.Query.cleanup_expired_producers: "(self, max_age: 'float') -> 'int'",
     oban._query.Query.delete_producer: "(self, uuid: 'str') -> 'None'",
     oban._producer._init: "(producer: 'Producer') -> 'dict'",
-    oban.worker.resolve_worker: "(path: 'str') -> 'type'",
+    resolve_worker: "(path: 'str') -> 'type'",
     oban._query.unwrap_connection: "(conn: 'ConnectionLike') -> 'AsyncConnection | AsyncCursor'",
     oban._query._ack_jobs: "(query: 'Query', acks: 'list[AckAction]') -> 'list[int]'",
     oban._query.Query.connection: "(self)",
@@ -177,7 +178,6 @@ ATTRIBUTES = {
         "_stager",
         "_prefix",
         "_signal_token",
-        "_pruner",
     },
     "query": {"_pool", "_prefix"},
     "producer": {

@@ -123,6 +123,7 @@ class Seam:
         # Nor for the rows by which a process is known to live.
         query.refresh_producers = self._refresh_producers  # type: ignore[method-assign]
         query.cleanup_expired_producers = self.engine.delete_silent_producers  # type: ignore[method-assign]
+        self._oban_delete_producer = query.delete_producer
         query.delete_producer = self._delete_producer  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
@@ -244,7 +245,7 @@ class Seam:
     async def _delete_producer(self, uuid: str) -> None:
         """In place of Oban's query, which comes before the last outcomes: without its row a producer is dead."""
         if not self.heartbeat.running or uuid not in self._by_uuid:
-            await Query.delete_producer(self.oban._query, uuid)
+            await self._oban_delete_producer(uuid)
 
     async def stop_producers(self) -> None:
         """Stop the queues, in good order, before anything else of Oban's stops."""
