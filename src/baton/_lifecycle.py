@@ -16,6 +16,7 @@ logger = logging.getLogger("baton.engine")
 
 # A loop's turn that is under way ends in this time, or is given up: the next process does what it was about.
 _STOP_SECONDS = 2.0
+_ROW_SECONDS = 1.0
 
 
 class Lifecycle:
@@ -40,6 +41,7 @@ class Lifecycle:
             self._wrap(part, "stop", _in_time(part.stop))
         for producer in oban._producers.values():
             self._wrap(producer, "start", self._noted(producer.start))
+        self._wrap_rows_of_producers()
 
     def release(self) -> None:
         """Give the instance its own methods back."""
@@ -51,6 +53,23 @@ class Lifecycle:
         parts = [oban._leader, oban._stager, oban._lifeline, oban._pruner, oban._refresher, oban._scheduler]
         # Last, for the others tell it that they go.
         return [*parts, *([oban._metrics] if oban._metrics is not None else []), oban._notifier]
+
+    def _wrap_rows_of_producers(self) -> None:
+        """A queue that stops says so in its row. Without a database that is not worth the half minute that a pool waits."""
+        query = self._oban._query
+        update, delete = query.update_producer, query.delete_producer
+
+        async def update_producer(uuid: str, meta: dict[str, Any]) -> None:
+            if "shutdown_started_at" in meta:
+                await within(_ROW_SECONDS, update(uuid, meta))
+            else:
+                await update(uuid, meta)
+
+        async def delete_producer(uuid: str) -> None:
+            await within(_ROW_SECONDS, delete(uuid))
+
+        self._wrap(query, "update_producer", update_producer)
+        self._wrap(query, "delete_producer", delete_producer)
 
     def _wrap(self, holder: Any, name: str, method: Callable[..., Any]) -> None:
         setattr(holder, name, method)

@@ -123,6 +123,7 @@ class Seam:
         # Nor for the rows by which a process is known to live.
         query.refresh_producers = self._refresh_producers  # type: ignore[method-assign]
         query.cleanup_expired_producers = self.engine.delete_silent_producers  # type: ignore[method-assign]
+        self._oban_delete_producer = query.delete_producer
         query.delete_producer = self._delete_producer  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
@@ -146,7 +147,9 @@ class Seam:
                 self._listener.on_reconnect = _nothing
 
     def adopt(self, producer: Producer) -> None:
-        """Run a queue's jobs through our dispatcher, without waiting for company before it fetches."""
+        """Run a queue's jobs through our dispatcher, without waiting for company before it fetches. Once."""
+        if producer._uuid in self._by_uuid or producer._uuid in self._give_up_at:
+            return
         producer._dispatcher = self.dispatcher
         # Acks gather while a statement is under way; sleeping for more would only add to the hop between two steps.
         producer._debounce_interval = 0.0
@@ -179,6 +182,9 @@ class Seam:
 
     async def every_second(self) -> None:
         """Sweep; restart producers that an error left with something to do; run again what died."""
+        for producer in self.oban._producers.values():
+            # One that was started after Baton was attached.
+            self.adopt(producer)
         for producer in self._by_uuid.values():
             uuid = producer._uuid
             if uuid in self._uncertain or producer._pending_acks or self._claimed.get(uuid):
@@ -239,7 +245,7 @@ class Seam:
     async def _delete_producer(self, uuid: str) -> None:
         """In place of Oban's query, which comes before the last outcomes: without its row a producer is dead."""
         if not self.heartbeat.running or uuid not in self._by_uuid:
-            await Query.delete_producer(self.oban._query, uuid)
+            await self._oban_delete_producer(uuid)
 
     async def stop_producers(self) -> None:
         """Stop the queues, in good order, before anything else of Oban's stops."""
@@ -253,7 +259,10 @@ class Seam:
     async def _stop(self, producer: Producer, stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Stop a queue. Its loop goes on without claiming, so outcomes are written as its jobs end; what outlives the grace is
         given back. Oban ends the loop first, writes outcomes at the end of the grace, and leaves the rest executing."""
-        if producer._uuid not in self._by_uuid or producer._uuid in self._give_up_at:
+        if producer._uuid not in self._by_uuid:
+            await stop()
+            return
+        if producer._uuid in self._give_up_at:
             return
         grace = producer._shutdown_grace_period
         self._give_up_at[producer._uuid] = (
@@ -670,9 +679,7 @@ def _fill_slots() -> None:
         seam = _seams.get(producer._query)
         if seam is None:
             return list(await previous_get(producer))
-        if producer._uuid not in seam._by_uuid:
-            # A queue that was started after Baton was attached.
-            seam.adopt(producer)
+        seam.adopt(producer)
         return await seam.get_jobs(producer)
 
     def wrap_result(job: Job, result: Any) -> Any:

@@ -21,10 +21,8 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
-from baton._deliveries import Deliveries, OnFinished
-from baton._engine import Engine, connect
-from baton._names import queue_name, workflow_key
 from baton._deadline import within
+from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
     CONNECT,
     Engine,
@@ -36,7 +34,7 @@ from baton._engine import (
 )
 from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
-from baton._names import queue_name
+from baton._names import queue_name, workflow_key
 from baton._oban import Seam
 from baton._states import RunState
 from baton._store import validate_prefix
@@ -88,11 +86,6 @@ class Baton:
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
-        on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
-            least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
-            again later, here or in another process with the same `consumer`.
-        consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
-            start with a name and `remove_consumer` are kept for it.
         rescue_after: Seconds of silence after which a process is dead and its steps run again elsewhere, from 1 up. A slow
             step or a blocked event loop is not silent: heartbeats come from a thread, four times as often. Set it alike in all
             processes.
@@ -100,6 +93,11 @@ class Baton:
         prune: Delete finished runs, each whole, once Oban's pruner has deleted their jobs. Without it they stay.
         prune_limit: About how many steps a turn deletes at most. A backlog shrinks over several turns.
         debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
+        on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
+            least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
+            again later, here or in another process with the same `consumer`.
+        consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
+            start with a name and `remove_consumer` are kept for it.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -116,13 +114,13 @@ class Baton:
         result_limit: int = 16_000_000,
         shutdown_grace_period: float = 15.0,
         poll_interval: float = 1.0,
-        on_finished: OnFinished | None = None,
-        consumer: str = "app",
         rescue_after: float = 60.0,
         interval: float = 60.0,
         prune: bool = False,
         prune_limit: int = 10_000,
         debug_log_max_age: float | None = None,
+        on_finished: OnFinished | None = None,
+        consumer: str = "app",
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(
@@ -141,8 +139,6 @@ class Baton:
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
-        if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
-            raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         _check_number("rescue_after", rescue_after, "seconds from 1 up", at_least=1)
         _check_number("interval", interval, "seconds above 0", at_least=0.001)
         if not isinstance(prune, bool):
@@ -150,6 +146,8 @@ class Baton:
         _check_number("prune_limit", prune_limit, "steps from 1 up", at_least=1)
         if debug_log_max_age is not None:
             _check_number("debug_log_max_age", debug_log_max_age, "seconds from 0 up, or None", at_least=0)
+        if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
+            raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
@@ -277,8 +275,8 @@ class Baton:
                         "session"
                     )
             stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
-            stack.push_async_callback(self._stop_heartbeat)
             await self._start_deliveries(stack, oban)
+            stack.push_async_callback(self._stop_heartbeat)
             if not bool(oban._signal_token):
                 stack.push_async_callback(self._stop_oban, oban)
                 await oban.start()
@@ -386,7 +384,7 @@ class Baton:
             engine,
             self._upkeep,
             is_leader=lambda: oban.is_leader,
-            job_max_age=float(getattr(oban._pruner, "_max_age", 0.0)),
+            job_max_age=oban._pruner._max_age,
         )
 
         async def parameters() -> dict[str, Any]:
@@ -426,7 +424,7 @@ class Baton:
             interval=self._poll_interval,
         )
         await deliveries.start()
-        stack.push_async_callback(deliveries.stop)
+        stack.push_async_callback(self._in_time, deliveries.stop)
 
     async def _stop_oban(self, oban: Oban) -> None:
         assert self._seam is not None

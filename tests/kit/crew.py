@@ -33,6 +33,13 @@ def tell(phase: str) -> None:
         )
 
 
+def _blocking(gate: str) -> int:
+    tell("start")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return os.getpid()
+
+
 @step(max_attempts=5)
 def waits(gate: str) -> int:
     """Ends when the file `gate` is there, with the process that it ran in."""
@@ -44,20 +51,15 @@ def waits(gate: str) -> int:
 
 
 @step(max_attempts=5)
-async def waits_async(gate: str) -> int:
+async def never_ends() -> None:
     tell("start")
-    while not Path(gate).exists():
-        await asyncio.sleep(0.01)
-    return os.getpid()
+    await asyncio.Event().wait()
 
 
 @step(max_attempts=5)
 async def blocks(gate: str) -> int:
     """As `waits`, and the event loop with it."""
-    tell("start")
-    while not Path(gate).exists():
-        time.sleep(0.01)  # noqa: ASYNC251 - that is the point
-    return os.getpid()
+    return _blocking(gate)
 
 
 @step(max_attempts=3)
