@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -366,8 +367,10 @@ def park(job: Job, reason: str) -> ObanSnooze:
     logger.warning("job %s is parked: %s", job.id, told)
     snoozed = job.meta.get("snoozed", 0)
     doublings = min(snoozed, 10) if isinstance(snoozed, int) and snoozed >= 0 else 0
+    # No whole seconds: each node looks once a second for what is due, and this one would always be the first to find it.
+    seconds = min(2**doublings, _LONGEST_PARKING) * random.uniform(0.5, 1.0)  # noqa: S311
     # Oban's, for an Oban without Baton would take ours for an error, and the attempt for used.
-    return ObanSnooze(min(2**doublings, _LONGEST_PARKING), {"parked": told})
+    return ObanSnooze(cast("int", seconds), {"parked": told})
 
 
 def _unknown(name: str, *, in_workflow: bool) -> str:
