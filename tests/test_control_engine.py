@@ -14,12 +14,12 @@ from psycopg import AsyncConnection
 from baton import _store
 from baton._engine import Outcome
 from baton.errors import JobsGone, KeyConflict, ResultNotFound, RunEnding
-from tests.kit.engine import Hooked, Steps, claim, claimed_by, sqlstate_of
+from tests.kit.engine import Steps, claim, claimed_by, sqlstate_of
+from tests.kit.graphs import HOOKED
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 LATER = datetime.now(UTC) + timedelta(hours=1)
-HOOKED = f"{Hooked.__module__}.{Hooked.__qualname__}"
 NOBODY = UUID(int=0)
 
 
