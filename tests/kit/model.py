@@ -148,7 +148,9 @@ class Model:
             if not run.finished and (outcome := self.outcome(run_id)):
                 run.finished = True
                 run.completions.append([run.generation, outcome, self.failed_steps(run_id)])
-                self.deliveries |= {Delivery(run_id, run.generation, consumer=name) for name in self.consumers}
+                self.deliveries |= {
+                    Delivery(run_id, run.generation, consumer=name) for name in self.consumers
+                }
         return released
 
     def _follows(self, run_id: UUID, job: int, locked: Collection[int]) -> bool:
@@ -291,13 +293,20 @@ class Model:
             if lifted:
                 self._let_go(run_id)
         if names is None:
-            return [self.outcome(run_id) or {"request": "cancelled", "deadline": "failed"}.get(run.cause or "", "executing")]
+            return [
+                self.outcome(run_id)
+                or {"request": "cancelled", "deadline": "failed"}.get(run.cause or "", "executing")
+            ]
         states = {self.steps[job].name: self.steps[job].state for job in run.steps}
-        return ["cancelled" if states.get(name) in {"held", "released"} else states.get(name) for name in names]
+        return [
+            "cancelled" if states.get(name) in {"held", "released"} else states.get(name) for name in names
+        ]
 
     def expire(self) -> int:
         """End what is overdue; returns how many runs there were."""
-        late = [run_id for run_id, run in self.runs.items() if run.overdue and not run.finished and not run.cause]
+        late = [
+            run_id for run_id, run in self.runs.items() if run.overdue and not run.finished and not run.cause
+        ]
         for run_id in late:
             self.cancel_run(run_id, None, "deadline")
         return len(late)
@@ -306,7 +315,9 @@ class Model:
         run = self.runs[run_id]
         if not run.finished:
             run.paused = True
-            self._jobs_changed(job for job in run.steps if self.steps[job].state == "released" and self.steps[job].job)
+            self._jobs_changed(
+                job for job in run.steps if self.steps[job].state == "released" and self.steps[job].job
+            )
         return self.outcome(run_id) or "executing"
 
     def resume(self, run_id: UUID) -> str:
@@ -345,7 +356,12 @@ class Model:
             step, job = self.steps[job_id], self.job(job_id)
             step.state, step.doomed, step.owed, step.asked = "held", False, False, False
             step.attempt = step.result = None
-            job.state, job.attempt, job.marked, job.later = "suspended", 0, False, job.later and job.token is None
+            job.state, job.attempt, job.marked, job.later = (
+                "suspended",
+                0,
+                False,
+                job.later and job.token is None,
+            )
         self.settle({})
         return names
 
@@ -359,7 +375,9 @@ class Model:
             return "BT002"
         return [self.steps[job].name for job in cone]
 
-    def insert_rerun(self, run_id: UUID, new_id: UUID, cone: Collection[str], jobs: Mapping[str, int]) -> None:
+    def insert_rerun(
+        self, run_id: UUID, new_id: UUID, cone: Collection[str], jobs: Mapping[str, int]
+    ) -> None:
         """`jobs`: the new run's, by the name of the step; those of copied steps are no jobs."""
         run = self.runs[run_id]
         self.runs[new_id] = Run(
@@ -367,7 +385,13 @@ class Model:
         )
         for job_id in run.steps:
             step = self.steps[job_id]
-            copy = replace(step, deps=tuple(jobs[self.steps[dep].name] for dep in step.deps), reruns=0, owed=False, job=None)
+            copy = replace(
+                step,
+                deps=tuple(jobs[self.steps[dep].name] for dep in step.deps),
+                reruns=0,
+                owed=False,
+                job=None,
+            )
             if step.name in cone:
                 copy = Step(step.name, copy.deps, step.ignores, None, "held", step.runs_on, step.hooked)
                 copy.job = Job("suspended", self.job(job_id).max_attempts, later=False)
@@ -437,7 +461,9 @@ class Model:
         hit = {}
         for job_id, step in self.steps.items():
             job = step.job
-            if job is None or not (job.state == "available" or (job.state == "executing" and (dead is None or job_id in dead))):
+            if job is None or not (
+                job.state == "available" or (job.state == "executing" and (dead is None or job_id in dead))
+            ):
                 continue
             if job.state == "executing" or job.attempt >= job.max_attempts:
                 hit[job_id] = job.state = "discarded" if job.attempt >= job.max_attempts else "available"
