@@ -73,7 +73,8 @@ INVARIANTS = {
         JOIN workflow_completions AS row ON row.workflow_id = workflow.id AND row.generation = workflow.generation
         WHERE row.outcome <> workflow.outcome OR (workflow.outcome = 'completed' AND EXISTS (
           SELECT FROM workflow_nodes AS step WHERE step.workflow_id = workflow.id AND step.state IN ('cancelled', 'discarded')
-            AND NOT EXISTS (SELECT FROM workflow_edges AS edge JOIN workflow_nodes AS dependent ON dependent.id = edge.dependent_id
+            AND NOT EXISTS (SELECT FROM workflow_edges AS edge
+                            JOIN workflow_nodes AS dependent ON dependent.id = edge.dependent_id
                             WHERE edge.dependency_id = step.id AND dependent.runs_on = 'success')))""",
     "S12 whole workflows": """
         SELECT workflow.id FROM workflows AS workflow LEFT JOIN workflow_nodes AS step ON step.workflow_id = workflow.id
@@ -99,7 +100,8 @@ INVARIANTS = {
         WHERE workflow.paused_at IS NOT NULL AND step.settled_at IS NULL
           AND job.state IN ('available', 'scheduled', 'retryable')""",
     "S16 prune": """
-        SELECT row.workflow_id FROM workflow_completions AS row WHERE NOT EXISTS (SELECT FROM workflows WHERE id = row.workflow_id)
+        SELECT row.workflow_id FROM workflow_completions AS row
+        WHERE NOT EXISTS (SELECT FROM workflows WHERE id = row.workflow_id)
         UNION ALL SELECT row.workflow_id FROM workflow_deliveries AS row
         WHERE NOT EXISTS (SELECT FROM workflow_completions AS done
                           WHERE done.workflow_id = row.workflow_id AND done.generation = row.generation)
@@ -108,7 +110,8 @@ INVARIANTS = {
                 SELECT FROM workflow_nodes AS step JOIN workflow_edges AS edge ON edge.dependent_id = step.id
                 JOIN workflow_nodes AS cause ON cause.id = edge.dependency_id
                 WHERE step.id = row.step_id AND step.doomed AND cause.state = row.cause)
-        UNION ALL SELECT NULL FROM workflow_checkpoints AS row WHERE NOT EXISTS (SELECT FROM workflow_nodes WHERE id = row.step_id)""",
+        UNION ALL SELECT NULL FROM workflow_checkpoints AS row
+        WHERE NOT EXISTS (SELECT FROM workflow_nodes WHERE id = row.step_id)""",
     "S17 attempts": "SELECT id FROM oban_jobs WHERE attempt < 0 OR attempt > max_attempts AND state <> 'discarded'",
     "S13 key": "SELECT min(id::text) FROM workflows WHERE finished_at IS NULL GROUP BY key HAVING count(key) > 1",
 }
@@ -126,7 +129,8 @@ _RUNS = """
     SELECT workflow.id, workflow.unsettled, workflow.failed, workflow.excused, workflow.outcome, workflow.generation,
            workflow.paused_at IS NOT NULL AS paused, workflow.cancel_cause AS cause, workflow.rerun_of,
            workflow.deadline_at <= now() AS overdue,
-           (SELECT coalesce(json_agg(json_build_array(row.generation, row.outcome, row.failed_steps) ORDER BY row.generation), '[]')
+           (SELECT coalesce(json_agg(json_build_array(row.generation, row.outcome, row.failed_steps)
+                                     ORDER BY row.generation), '[]')
             FROM workflow_completions AS row WHERE row.workflow_id = workflow.id) AS completions
     FROM workflows AS workflow"""
 
@@ -333,11 +337,11 @@ class Database:
 
     async def leftovers(self) -> list[str]:
         """Tables with rows, but for what was there before any workflow."""
-        found = []
-        for table in _TABLES:
-            if table != "workflow_consumers" and await self.main.rows(f"SELECT 1 FROM {table} LIMIT 1"):
-                found.append(table)
-        return found
+        return [
+            table
+            for table in _TABLES
+            if table != "workflow_consumers" and await self.main.rows(f"SELECT 1 FROM {table} LIMIT 1")
+        ]
 
     async def _dicts(self, sql: str) -> list[dict[str, Any]]:
         async with self.main.conn.cursor(row_factory=dict_row) as cursor:
