@@ -14,12 +14,12 @@ from psycopg import AsyncConnection
 from baton import _store
 from baton._engine import Outcome
 from baton.errors import JobsGone, KeyConflict, ResultNotFound, RunEnding
-from tests.kit.engine import Hooked, Steps, claim, claimed_by, sqlstate_of
+from tests.kit.engine import Steps, claim, claimed_by, sqlstate_of
+from tests.kit.graphs import HOOKED
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 LATER = datetime.now(UTC) + timedelta(hours=1)
-HOOKED = f"{Hooked.__module__}.{Hooked.__qualname__}"
 NOBODY = UUID(int=0)
 
 
@@ -225,6 +225,28 @@ async def test_a_cancel_that_waited_for_the_last_ack_says_that_the_run_completed
     await ours.commit()
     assert await waiting == ["completed"]
     assert await steps.completions() == [("completed", [])]
+
+
+async def test_a_cancel_that_waited_for_a_retry_begins_again_with_the_jobs_that_were_revived(
+    steps: Steps,
+) -> None:
+    run = await steps.insert({"a": [], "b": ["a"]})
+    for patient in (False, True):
+        await cancel(steps, run)
+        ours = await steps.session()
+        await ours.execute("SELECT baton_retry(%s)", (run,))
+        waiting = asyncio.create_task(
+            cancel(steps, run)
+            if patient
+            else sqlstate_of(steps.db, "SELECT baton_cancel(%s, NULL, '', 'request')", run)
+        )
+        async with Steps.opened(steps.dsn) as others:
+            others.audited = False
+            await eventually(others.blocked)
+        await ours.commit()
+        assert await waiting == (["cancelled"] if patient else "40001")
+    assert await steps.jobs() == {"a": "cancelled", "b": "cancelled"}
+    assert (await steps.workflow(run))["generation"] == 3
 
 
 # --- cancel of steps --------------------------------------------------------------------------------

@@ -13,20 +13,13 @@ from oban.job import Job
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from tests.kit.graphs import HOOKED
 
 from baton import Workflow, _store
 from baton._engine import Acked, Claim, Engine, Outcome
 from baton._plan import plan_insert
 
 type Deps = Mapping[str, Iterable[str]]
-
-
-class Hooked:
-    """A worker that nobody runs, and that wants to hear that a dependency doomed it."""
-
-    async def on_dep_cancelled(self, reason: str, job: Job) -> None: ...
-
-    async def on_dep_discarded(self, reason: str, job: Job) -> None: ...
 
 
 def graph(
@@ -48,7 +41,7 @@ def graph(
     workflow = Workflow(name, key=key, deadline=deadline)
     for step, waits_for in deps.items():
         job = Job(
-            f"{__name__}.Hooked" if step in set(hooked) else "tests.kit.Nobody",
+            HOOKED if step in set(hooked) else "tests.kit.Nobody",
             queue=(queues or {}).get(step, "default"),
             scheduled_at=(scheduled or {}).get(step),
             max_attempts=max_attempts,

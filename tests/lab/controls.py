@@ -340,7 +340,7 @@ CONTROLS = (
     Control(
         "cancel as a message", _a_cancel_is_answered_before_the_claim, ("S14 cancel",), "cancel_by_message"
     ),
-    Control("prune without looking again", _a_prune_meets_a_retry, ("S12 insert",), "prune_without_looking"),
+    Control("prune without looking again", _a_prune_meets_a_retry, ("S12 insert",), "prune_what_was_finished"),
     Control(
         "retry of the failed alone",
         _a_retry_with_something_downstream,

@@ -1,6 +1,6 @@
--- Broken prune: takes what had finished when it looked, whatever became of it meanwhile, and whether its jobs are gone.
+-- Broken prune: deletes what has finished, though its jobs are there and somebody may be reviving it.
 -- instead of
-FOR UPDATE SKIP LOCKED
+ FOR UPDATE SKIP LOCKED
 -- this
 -- instead of
       AND NOT EXISTS (SELECT FROM /* schema */workflow_nodes AS step JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
