@@ -90,7 +90,7 @@ SIGNATURES = {
     oban._query.Query.cleanup_expired_producers: "(self, max_age: 'float') -> 'int'",
     oban._query.Query.delete_producer: "(self, uuid: 'str') -> 'None'",
     oban._producer._init: "(producer: 'Producer') -> 'dict'",
-    resolve_worker: "(path: 'str') -> 'type'",
+    resolve_worker: "(path: str) -> type",
     oban._query.unwrap_connection: "(conn: 'ConnectionLike') -> 'AsyncConnection | AsyncCursor'",
     oban._query._ack_jobs: "(query: 'Query', acks: 'list[AckAction]') -> 'list[int]'",
     oban._query.Query.connection: "(self)",

@@ -143,6 +143,13 @@ HOT = {
         "(1)",
     ),
     "owed": ("SELECT node.id, node.job_id FROM workflow_nodes AS node WHERE node.owed LIMIT 10000", "", ""),
+    "dead": (
+        "SELECT job.id FROM oban_jobs AS job JOIN oban_producers AS producer "
+        "ON producer.uuid = baton_claimant(job.attempted_by) "
+        "WHERE job.state = 'executing' AND producer.updated_at < $1 ORDER BY job.id FOR UPDATE OF job SKIP LOCKED",
+        "(timestamp)",
+        "(now()::timestamp)",
+    ),
     "anything available": (
         "SELECT EXISTS (SELECT FROM oban_jobs AS job WHERE job.state = 'available' AND job.queue = $1)",
         "(text)",

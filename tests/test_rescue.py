@@ -142,6 +142,18 @@ async def test_silence_counts_only_while_others_are_heard(
     assert await engine.rescue(30) == [job], "now it is silent, and others were not"
 
 
+async def test_a_clock_that_was_set_back_delays_a_rescue_and_no_more(
+    db: psycopg.AsyncConnection, engine: Engine
+) -> None:
+    await beat(db, HERE, GONE)
+    job = await executing(db, GONE)
+    await pass_time(db, -7_200)
+    assert await engine.rescue(30) == []
+    await beat(db, HERE)
+    await pass_time(db, 40, but=(HERE,))
+    assert await engine.rescue(30) == [job]
+
+
 async def test_a_process_that_was_started_after_the_death_carries_on_the_watch(
     db: psycopg.AsyncConnection, engine: Engine
 ) -> None:

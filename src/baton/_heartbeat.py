@@ -28,7 +28,8 @@ _LONGEST_INTERVAL = 15.0
 _LONGEST_SILENCE_OF_THE_LOOP = 5.0
 _TICK = 1.0
 # A server that does not answer is given up and dialled again.
-_CALL_SECONDS = 5.0
+_LONGEST_CALL = 5.0
+_SHORTEST_CALL = 1.0
 _CONNECT_SECONDS = 5
 _ASK_SECONDS = 0.5
 _BEAT = "SELECT /* schema */baton_beat(%s::jsonb, %s)"
@@ -48,8 +49,10 @@ class Heart:
 class _Connection(psycopg.Connection[Any]):
     """A connection whose statements end in time, also when the server stands still: keepalives do not notice that."""
 
+    call_seconds = _LONGEST_CALL
+
     def wait[T](self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        return super().wait(_ending_in(_CALL_SECONDS, gen), *args, **kwargs)
+        return super().wait(_ending_in(self.call_seconds, gen), *args, **kwargs)
 
 
 def _ending_in[T](seconds: float, gen: PQGen[T]) -> PQGen[T]:
@@ -217,6 +220,7 @@ class Heartbeat:
                     "prepare_threshold": None,
                 }
             )
+            self._conn.call_seconds = min(max(self._rescue_after / 4, _SHORTEST_CALL), _LONGEST_CALL)
         return self._conn
 
     def _ask_parameters(self) -> None:

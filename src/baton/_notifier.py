@@ -57,7 +57,7 @@ class Listener(PostgresNotifier):
                 task.cancel()
         former, self._conn = self._conn, None
         self._beat_task = None
-        self._loop_task = loop.create_task(self._run(former), name="oban-notifier-loop")
+        self._loop_task = loop.create_task(self._run(former, missed=True), name="oban-notifier-loop")
 
     async def start(self) -> None:
         """Begin to listen. Returns when LISTEN is in force, or goes on without for the time being."""
@@ -80,10 +80,10 @@ class Listener(PostgresNotifier):
     async def _connect(self) -> None:
         """For a reconnect of Oban's that was under way when it was taken over: there is nothing left for it to do."""
 
-    async def _run(self, former: AsyncConnection | None = None) -> None:
+    async def _run(self, former: AsyncConnection | None = None, *, missed: bool = False) -> None:
         if former is not None:
             await former.close()
-        failures, missed = 0, former is not None
+        failures = 0
         while True:
             conn = None
             try:

@@ -7,7 +7,7 @@ LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   moment timestamp := timezone('UTC', clock_timestamp());
   mark jsonb := jsonb_build_object('baton', jsonb_build_object(
-    'rescue_after', p_rescue_after, 'since', coalesce(/* schema */baton_heard(moment), moment)));
+    'rescue_after', p_rescue_after, 'since', least(/* schema */baton_heard(moment), moment)));
   restored uuid[];
 BEGIN
   WITH beating AS (

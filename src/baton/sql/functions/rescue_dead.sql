@@ -16,6 +16,8 @@ BEGIN
     RETURN '{}';
   END IF;
 
+  -- The server's clock was set back. Who lives beats; for the others the silence begins now.
+  UPDATE /* schema */oban_producers AS producer SET updated_at = moment WHERE producer.updated_at > moment + interval '1 minute';
   INSERT INTO /* schema */oban_producers (uuid, node, queue, meta, started_at, updated_at)
   SELECT /* schema */baton_claimant(job.attempted_by), coalesce(min(job.attempted_by[1]), 'unknown'), min(job.queue),
          jsonb_build_object('baton', jsonb_build_object('missing', true, 'rescue_after',
@@ -41,7 +43,8 @@ BEGIN
     CROSS JOIN LATERAL (
       SELECT moment - make_interval(secs => coalesce((producer.meta #>> '{baton,rescue_after}')::double precision, 60)) AS since
     ) AS silent
-    WHERE job.state = 'executing' AND greatest(producer.updated_at, job.attempted_at) < silent.since
+    WHERE job.state = 'executing' AND producer.updated_at < silent.since
+      AND (job.attempted_at IS NULL OR job.attempted_at < silent.since OR job.attempted_at > moment + interval '1 minute')
       AND (heard IS NULL OR heard <= silent.since)
     ORDER BY job.id FOR UPDATE OF job SKIP LOCKED
   ) AS locked;
