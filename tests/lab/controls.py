@@ -340,12 +340,12 @@ CONTROLS = (
     Control(
         "cancel as a message", _a_cancel_is_answered_before_the_claim, ("S14 cancel",), "cancel_by_message"
     ),
-    Control("prune without looking again", _a_prune_meets_a_retry, ("S12 insert",), "prune_what_was_finished"),
+    Control("prune without looking again", _a_prune_meets_a_retry, ("S12 insert",), "prune_without_looking"),
     Control(
         "retry of the failed alone",
         _a_retry_with_something_downstream,
         ("S11 provenance",),
-        "retry_failed_alone",
+        "retry_keeps_the_rest",
     ),
     Control("rescue by age", _a_slow_step_of_a_living_process, ("S18 overlap",), "rescue_by_age"),
     Control("no grace after a restart", _a_server_that_came_back, ("S18 overlap",), "rescue_without_grace"),
