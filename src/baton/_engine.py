@@ -406,7 +406,9 @@ def _refusal(error: DatabaseError, run_id: UUID) -> BatonError | None:
         )
     if error.sqlstate == "BT003" and detail:
         steps = ", ".join(map(repr, detail.split()))
-        return RunEnding(f"run {run_id}: {steps} runs on what failed; wait for its end, or cancel it, then retry")
+        return RunEnding(
+            f"run {run_id}: {steps} runs on what failed; wait for its end, or cancel it, then retry"
+        )
     if error.sqlstate == "BT003":
         return RunEnding(f"run {run_id} is being cancelled; wait for its end, then retry it")
     if error.sqlstate == "BT004":
