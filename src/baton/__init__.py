@@ -27,10 +27,11 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import errors, migration, testing
+    from baton import errors, events, migration, testing
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
+    from baton.events import WorkflowFinished
     from baton.run import Run
     from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
 
@@ -54,8 +55,10 @@ __all__ = [
     "StepState",
     "StepStatus",
     "Workflow",
+    "WorkflowFinished",
     "current",
     "errors",
+    "events",
     "migration",
     "results",
     "step",
@@ -77,8 +80,10 @@ _LAZY = {
     "StepStatus": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
+    "WorkflowFinished": "baton.events",
     "current": "baton._step",
     "errors": "baton.errors",
+    "events": "baton.events",
     "migration": "baton.migration",
     "results": "baton._step",
     "testing": "baton.testing",

@@ -195,7 +195,7 @@ class Engine:
         assert row is not None
         return row[0]
 
-    async def _rows(self, name: str, **params: object) -> list[tuple[Any, ...]]:
+    async def _rows(self, name: str, /, **params: object) -> list[tuple[Any, ...]]:
         """What the statement in `sql/<name>.sql` returns, in a transaction of its own."""
         pool = await self.open()
         async with pool.connection() as conn:
@@ -325,6 +325,36 @@ class Engine:
             )
         except DatabaseError as error:
             raise _refusal(error, run_id) or error from None
+
+    async def add_consumer(self, name: str) -> None:
+        """Have the end of every run delivered to a consumer from now on."""
+        await self._rows("add_consumer", name=name)
+
+    async def remove_consumer(self, name: str) -> bool:
+        """Deliver nothing to a consumer any more, and forget what it was not told; whether there was one."""
+        return bool(await self._rows("remove_consumer", name=name))
+
+    async def deliver(
+        self, consumer: str | None, functions: Sequence[str], limit: int, lease: float
+    ) -> list[str]:
+        """Take deliveries that are due, for `lease` seconds. See `baton_deliver`."""
+        return list(
+            await self._value(
+                "SELECT /* schema */baton_deliver(%s, %s::text[], %s::integer, %s::double precision)",
+                consumer,
+                list(functions),
+                limit,
+                lease,
+            )
+        )
+
+    async def delete_delivery(self, delivery_id: int, tries: int) -> None:
+        """It was delivered."""
+        await self._rows("delete_delivery", id=Int8(delivery_id), tries=tries)
+
+    async def postpone_delivery(self, delivery_id: int, tries: int, seconds: float) -> None:
+        """It failed, and is due again in some seconds."""
+        await self._rows("postpone_delivery", id=Int8(delivery_id), tries=tries, seconds=seconds)
 
     async def cancel_many(self, job_ids: Sequence[int]) -> list[tuple[int, str]]:
         """Oban's cancel of jobs, durable for those that run; id and state before of each that had not ended."""

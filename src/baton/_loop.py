@@ -52,8 +52,6 @@ class Loop:
                 await self.run_once()
             except Exception:
                 logger.warning("%s failed; trying again in %g s", self.name, self.interval, exc_info=True)
-            if self._stopping:
-                return
             try:
                 async with asyncio.timeout(self.interval):
                     await self._wake.wait()

@@ -1,6 +1,7 @@
 """`Baton`: inserts workflows, runs workers, hands out runs. The facade that opens transactions, or joins the caller's."""
 
 import asyncio
+import inspect
 import logging
 import os
 import socket
@@ -18,8 +19,9 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
+from baton._deliveries import Deliveries, OnFinished
 from baton._engine import Engine, connect
-from baton._names import queue_name
+from baton._names import queue_name, workflow_key
 from baton._oban import Seam
 from baton._states import RunState
 from baton._store import validate_prefix
@@ -67,6 +69,11 @@ class Baton:
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
+        on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
+            least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
+            again later, here or in another process with the same `consumer`.
+        consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
+            start with a name and `remove_consumer` are kept for it.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -83,6 +90,8 @@ class Baton:
         result_limit: int = 16_000_000,
         shutdown_grace_period: float = 15.0,
         poll_interval: float = 1.0,
+        on_finished: OnFinished | None = None,
+        consumer: str = "app",
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(
@@ -101,8 +110,12 @@ class Baton:
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
+        if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
+            raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         self._dsn = dsn
         self._given = oban
+        self._on_finished = on_finished
+        self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
         self._pool_size = pool_size
@@ -211,6 +224,7 @@ class Baton:
             stack.push_async_callback(self._release)
             async with self._access.connection() as conn:
                 await migration.verify(conn, self._prefix)
+            await self._start_deliveries(stack, oban)
             if not bool(oban._signal_token):
                 stack.push_async_callback(self._stop_oban, oban)
                 await oban.start()
@@ -321,6 +335,20 @@ class Baton:
             self._prefix,
         )
 
+    async def _start_deliveries(self, stack: AsyncExitStack, oban: Oban) -> None:
+        """Stopped after the queues, so that runs that end with them are told of at once."""
+        assert self._engine is not None
+        deliveries = Deliveries(
+            self._engine,
+            oban,
+            self._threads,
+            consumer=self._consumer,
+            on_finished=self._on_finished,
+            interval=self._poll_interval,
+        )
+        await deliveries.start()
+        stack.push_async_callback(deliveries.stop)
+
     async def _stop_oban(self, oban: Oban) -> None:
         assert self._seam is not None
         await self._seam.stop_producers()
@@ -426,6 +454,17 @@ class Baton:
             raise RunNotFound(
                 f"{run_id!r} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057"
             ) from error
+
+    async def remove_consumer(self, name: str) -> bool:
+        """Keep no ends of runs for a consumer any more: one that no process starts with again.
+
+        What it was not told yet is forgotten. Returns whether there was one; a second call finds none.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        engine, _, _ = self._started()
+        return await engine.remove_consumer(name)
 
     async def list_runs(
         self, *, state: RunState | str | None = None, before: str | UUID | None = None, limit: int = 50
