@@ -814,7 +814,6 @@ def test_the_engine_does_what_the_model_does_whatever_happens(baton_dsn: str) ->
         "doom_whatever_happens",
         "finish_tells_nobody",
         "pause_of_what_is_released",
-        "prune_without_looking",
         "retry_keeps_the_rest",
         "retry_same_generation",
         "retry_under_running_steps",

@@ -301,7 +301,8 @@ async def test_a_prune_that_goes_on_does_not_read_again_what_it_has_passed(large
         await steps.run("SELECT baton_prune(10, 0, %s)", last)
         before = await touched(steps)
         await steps.run("SELECT baton_prune(10, 0, %s)", last)
-        assert await touched(steps) - before < 500, "there are 20,000 before it"
+        looked_at = await touched(steps) - before
+        assert looked_at < 150, "there are 20,000 before it, on 600 pages"
 
 
 async def ack_cost(steps: Steps, prefix: str, width: int) -> int:

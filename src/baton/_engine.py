@@ -506,8 +506,10 @@ def _refusal(error: DatabaseError, run_id: UUID) -> BatonError | None:
             steps=steps,
         )
     if error.sqlstate == "BT003" and detail:
-        steps = ", ".join(map(repr, detail.split()))
-        return RunEnding(f"run {run_id}: {steps} runs on what failed; wait for its end, or cancel it, then retry")
+        running = ", ".join(map(repr, detail.split()))
+        return RunEnding(
+            f"run {run_id}: {running} runs on what failed; wait for its end, or cancel it, then retry"
+        )
     if error.sqlstate == "BT003":
         return RunEnding(f"run {run_id} is being cancelled; wait for its end, then retry it")
     if error.sqlstate == "BT004":
