@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,9 +17,21 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import Baton, Workflow, step
 from baton.errors import InvalidOption
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @pytest.fixture

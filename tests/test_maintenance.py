@@ -17,6 +17,7 @@ from baton._engine import Engine
 from baton._maintenance import Maintenance, Upkeep
 from baton.errors import InvalidOption, JobsGone
 from tests.kit.database import INVARIANTS
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 TABLES = (
@@ -31,6 +32,17 @@ WHOLE = "\nUNION ALL\n".join(
     f"SELECT found.id::text FROM ({INVARIANTS[name].partition('UNION ALL SELECT job.id')[0]}) AS found (id)"
     for name in ("S12 whole workflows", "S12 no strays")
 )
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Workers that are killed, frozen, stopped and cut off: real processes, and a table that says what really ran."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,24 +28,17 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate"
 
 
-def test_a_killed_workers_step_runs_elsewhere_and_a_slow_one_is_left_alone(
-    witness: Witness, gate: Path, tmp_path: Path
-) -> None:
-    with Worker(witness.dsn, tmp_path) as dies, Worker(witness.dsn, tmp_path, queues={"own": 5}) as lives:
-        witness.insert(
-            one_step("lost", waits.new(str(gate))),
-            one_step("slow", waits.with_options(queue="own").new(str(gate))),
-        )
-        until(lambda: witness.starts("lost") and witness.starts("slow"), dies, lives)
-        with Worker(witness.dsn, tmp_path) as heir:
-            heir.working()
-            dies.kill()
-            until(lambda: len(witness.starts("lost")) == 2, heir)
-            assert witness.starts("lost") == [(1, dies.pid), (2, heir.pid)]
-            assert witness.starts("slow") == [(1, lives.pid)]
-            gate.touch()
-            until(lambda: witness.job("lost") == ("completed", 2), heir)
-            until(lambda: witness.job("slow") == ("completed", 1), lives)
+@pytest.fixture(scope="module")
+def _crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("crashing") / "pg") as server:
+        yield server
+
+
+@pytest.fixture
+def server(_crashing: Server) -> Server:
+    """A server that may crash, with an empty database."""
+    _crashing.renew()
+    return _crashing
 
 
 def test_a_worker_that_was_frozen_changes_nothing_when_it_wakes(
@@ -140,7 +134,7 @@ def test_a_blocked_event_loop_is_no_death_and_is_told_of(
             until(lambda: witness.job("blocks") == ("completed", 1), blocked)
 
 
-def test_of_two_processes_on_a_node_of_one_name_the_dead_ones_steps_alone_are_rescued(
+def test_a_killed_workers_step_runs_elsewhere_and_a_slow_one_is_left_alone_on_a_node_of_the_same_name(
     witness: Witness, gate: Path, tmp_path: Path
 ) -> None:
     def start(*queues: str) -> Worker:
@@ -149,16 +143,16 @@ def test_of_two_processes_on_a_node_of_one_name_the_dead_ones_steps_alone_are_re
     with start("default") as dies, start("own") as lives:
         witness.insert(
             one_step("lost", waits.new(str(gate))),
-            one_step("kept", waits.with_options(queue="own").new(str(gate))),
+            one_step("slow", waits.with_options(queue="own").new(str(gate))),
         )
-        until(lambda: witness.starts("lost") and witness.starts("kept"), dies, lives)
+        until(lambda: witness.starts("lost") and witness.starts("slow"), dies, lives)
         dies.kill()
         with start("default", "own") as heir:
             until(lambda: len(witness.starts("lost")) == 2, lives, heir)
-            assert witness.starts("kept") == [(1, lives.pid)]
+            assert witness.starts("slow") == [(1, lives.pid)]
             gate.touch()
             until(lambda: witness.job("lost") == ("completed", 2), lives, heir)
-            until(lambda: witness.job("kept") == ("completed", 1), lives, heir)
+            until(lambda: witness.job("slow") == ("completed", 1), lives, heir)
     assert witness.rows("SELECT DISTINCT attempted_by[1] FROM oban_jobs") == [("same",)]
 
 
@@ -187,43 +181,45 @@ def test_a_step_that_no_worker_knows_waits_for_one_that_does(witness: Witness, t
             assert witness.rows("SELECT FROM oban_jobs WHERE meta ? 'parked'") == []
 
 
-def test_a_crash_of_the_server_takes_no_step_from_its_worker(gate: Path, tmp_path: Path) -> None:
-    with Server(tmp_path / "pg") as server:
-        witness = Witness(server.dsn)
-        with Worker(server.dsn, tmp_path) as first, Worker(server.dsn, tmp_path) as second:
-            witness.insert(*(one_step(f"step{number}", waits.new(str(gate))) for number in range(6)))
-            until(lambda: len(witness.rows("SELECT FROM effects")) == 6, first, second)
-            server.crash()
-            server.restart()
-            # Its table of producers is empty, and the workers go on looking for the dead.
-            until(
-                lambda: witness.rows(
-                    "SELECT FROM oban_producers WHERE updated_at > started_at + interval '3 seconds'"
-                ),
-                first,
-                second,
-            )
-            gate.touch()
-            until(
-                lambda: {witness.job(f"step{number}") for number in range(6)} == {("completed", 1)},
-                first,
-                second,
-            )
-            assert len(witness.rows("SELECT FROM effects WHERE phase = 'start'")) == 6
+def test_a_crash_of_the_server_takes_no_step_from_its_worker(
+    server: Server, gate: Path, tmp_path: Path
+) -> None:
+    witness = Witness(server.dsn)
+    with Worker(server.dsn, tmp_path) as first, Worker(server.dsn, tmp_path) as second:
+        witness.insert(*(one_step(f"step{number}", waits.new(str(gate))) for number in range(6)))
+        until(lambda: len(witness.rows("SELECT FROM effects")) == 6, first, second)
+        server.crash()
+        server.restart()
+        # Its table of producers is empty, and the workers go on looking for the dead.
+        until(
+            lambda: witness.rows(
+                "SELECT FROM oban_producers WHERE updated_at > started_at + interval '3 seconds'"
+            ),
+            first,
+            second,
+        )
+        gate.touch()
+        until(
+            lambda: {witness.job(f"step{number}") for number in range(6)} == {("completed", 1)}, first, second
+        )
+        assert len(witness.rows("SELECT FROM effects WHERE phase = 'start'")) == 6
 
 
-@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-def test_a_stop_ends_in_time_while_the_database_is_away(gate: Path, tmp_path: Path, busy: bool) -> None:
-    with Server(tmp_path / "pg") as server:
-        witness = Witness(server.dsn)
-        with Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE) as worker:
-            worker.working()
-            if busy:
-                witness.insert(one_step("short", waits.new(str(gate))), one_step("task", never_ends.new()))
-                until(lambda: len(witness.rows("SELECT FROM effects")) == 2, worker)
-            server.crash()
+def test_a_stop_ends_in_time_while_the_database_is_away(server: Server, gate: Path, tmp_path: Path) -> None:
+    witness = Witness(server.dsn)
+    with (
+        Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE) as busy,
+        Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE, queues={"idle": 1}) as idle,
+    ):
+        idle.working()
+        witness.insert(one_step("short", waits.new(str(gate))), one_step("task", never_ends.new()))
+        until(lambda: len(witness.rows("SELECT FROM effects")) == 2, busy)
+        server.crash()
+        for worker in (busy, idle):
             worker.stop()
-            until(lambda: "stopping" in worker.log, worker)
-            gate.touch()
+        for worker in (busy, idle):
+            until(lambda worker=worker: "stopping" in worker.log, worker)
+        gate.touch()
+        for worker in (busy, idle):
             assert worker.process.wait(IN_TIME) == 0, worker.log
             assert "never retrieved" not in worker.log

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ import pytest
 from oban import telemetry
 
 from baton._engine import Engine
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 from baton import Baton, Workflow, step  # isort: skip
@@ -18,6 +19,17 @@ from baton import Baton, Workflow, step  # isort: skip
 HERE = "11111111-1111-1111-1111-111111111111"
 GONE = "22222222-2222-2222-2222-222222222222"
 THIRD = "33333333-3333-3333-3333-333333333333"
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
 
 
 @pytest.fixture

@@ -151,7 +151,6 @@ class Server:
         self._folder = folder
         self._leases = [LocalServer.start(folder)]
         self.dsn = self._leases[0].dsn
-        asyncio.run(migration.up(self.dsn))
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +158,15 @@ class Server:
     def __exit__(self, *_: object) -> None:
         for lease in self._leases:
             lease.stop()
+
+    def renew(self) -> None:
+        """Run, with a migrated, empty database."""
+        if not self._answers():
+            self.restart()
+        with psycopg.connect(self._leases[0].dsn_for("postgres"), autocommit=True) as conn:
+            conn.execute("DROP DATABASE baton WITH (FORCE)")
+            conn.execute("CREATE DATABASE baton")
+        asyncio.run(migration.up(self.dsn))
 
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: no goodbye, and recovery at the next start."""
