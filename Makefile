@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/sh
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench chaos clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test    lint, types, layers, tests, wheel and sdist"
 	@echo "make check   lint, types and layers alone"
 	@echo "make bench   Baton beside plain Oban: medians and ratios"
+	@echo "make chaos   three minutes of crashes; ARGS=\"--seed N --seconds S\""
 
 demo: $(STAMP)
 	@$(BIN)/baton demo $(ARGS)
@@ -28,6 +29,9 @@ test: check
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.lab $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt tools/venv.sh
 	@sh tools/venv.sh $(VENV)

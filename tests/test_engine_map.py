@@ -122,6 +122,11 @@ INVARIANTS = {
         "test_a_dependent_goes_on_only_if_it_ignores_that_very_state",
         "test_a_held_step_whose_job_was_let_through_is_not_run_and_goes_back",
         "test_a_snooze_and_a_retry_release_nothing",
+        "test_a_dependent_that_has_not_started_waits_again_for_what_is_retried",
+        "test_nothing_is_retried_under_the_feet_of_a_step_that_runs",
+        "test_a_step_behind_a_skipped_one_does_not_run_in_a_retry_or_a_rerun",
+        "test_a_step_that_runs_on_failure_runs_after_one_and_is_skipped_after_none",
+        "test_the_engine_does_what_the_model_does_whatever_happens",
     ],
     "a result is committed with its completion or not at all": [
         "test_a_backend_that_dies_in_the_middle_of_an_ack_leaves_neither_state_nor_result",
@@ -133,16 +138,28 @@ INVARIANTS = {
         "test_a_hundred_workflows_settled_in_one_statement_each_finish_once",
         "test_a_failure_that_every_dependent_ignores_is_excused",
         "test_a_failure_that_one_dependent_minds_is_not_excused",
+        "test_each_generation_has_a_completion_of_its_own",
+        "test_a_retry_of_a_live_run_keeps_its_generation",
+        "test_steps_that_always_run_do_so_after_a_cancel_and_then_the_run_ends",
+        "test_a_failure_that_ends_in_a_skipped_chain_of_any_depth_ends_the_run",
+        "test_the_engine_does_what_the_model_does_whatever_happens",
     ],
     "no rows never mean satisfied; an empty workflow is done": [
         "test_an_empty_workflow_is_finished_when_it_is_inserted",
         "test_an_empty_workflow_has_finished_when_it_is_inserted",
         "test_illegal_rows_are_refused",
+        "test_a_retry_where_nothing_failed_does_nothing",
+        "test_a_rerun_of_a_run_without_steps_has_finished",
+        "test_a_rerun_without_the_jobs_names_the_steps_and_writes_nothing",
     ],
     "no step is stuck": [
         "test_an_ack_never_waits_for_a_dependents_job_and_owes_the_release",
         "test_the_audit_finds_what_the_trigger_could_not_see",
         "test_a_release_by_a_plain_statement_wakes_every_node",
+        "test_a_cancel_of_a_paused_run_lets_the_steps_run_that_always_do",
+        "test_a_skip_that_is_owed_to_a_job_is_found_by_the_sweep",
+        "test_two_transactions_come_to_what_they_come_to_one_after_the_other",
+        "test_three_transactions_come_to_what_they_come_to_one_after_the_other",
     ],
     "a rescue leaves alone what is slow": ["test_a_rescue_leaves_a_slow_step_of_a_live_process_alone"],
     "a late write changes nothing": [
@@ -150,14 +167,24 @@ INVARIANTS = {
         "test_the_same_ack_again_changes_nothing",
         "test_settling_a_step_that_has_settled_changes_nothing",
         "test_a_value_is_stored_in_its_own_commit_and_only_by_the_attempt_that_holds_the_job",
+        "test_a_late_ack_of_an_earlier_generation_changes_nothing",
+        "test_a_delivery_is_in_one_hand_at_a_time_and_due_again_when_its_lease_ran_out",
+        "test_a_late_outcome_changes_nothing_whoever_it_comes_with",
     ],
     "unknown cost is null": ["test_there_is_no_table_of_costs_yet_so_none_of_them_can_be_wrong"],
     "work per settled edge does not grow": [
         "test_the_work_of_an_ack_does_not_grow_with_the_tables",
         "test_work_does_not_grow_with_what_was_inserted_since_its_plan_was_made",
         "test_the_work_of_a_batch_is_less_than_that_of_its_acks_one_by_one",
+        "test_a_verb_on_a_run_scans_no_table",
+        "test_a_prune_that_goes_on_does_not_read_again_what_it_has_passed",
+        "test_ten_thousand_steps_fan_in_once_and_none_costs_more_than_another",
     ],
-    "nothing of a live workflow is pruned": ["test_obans_pruner_takes_nothing_from_a_running_workflow"],
+    "nothing of a live workflow is pruned": [
+        "test_obans_pruner_takes_nothing_from_a_running_workflow",
+        "test_nothing_of_a_live_run_is_pruned_though_jobs_of_it_are_gone",
+        "test_a_finished_run_stays_while_one_of_its_jobs_is_there",
+    ],
     "plain jobs neither fail, wait nor slow down": [
         "test_plain_jobs_have_no_step_and_cost_the_trigger_nothing_but_a_look",
         "test_ordinary_jobs_run_beside_steps_as_with_oban_alone",
@@ -165,6 +192,66 @@ INVARIANTS = {
         "test_an_ordinary_jobs_big_numbers_arrive_as_with_oban_alone",
         "test_an_update_that_changes_no_state_costs_plain_jobs_one_look_each",
         "test_a_users_own_trigger_may_name_its_tables_without_their_schema",
+        "test_a_plain_job_that_was_cancelled_while_it_ran_ends_cancelled_and_may_run_again",
+    ],
+}
+
+VERBS = {
+    "nothing that was cancelled starts, whatever crashes": [
+        "test_a_step_that_ran_when_it_was_cancelled_ends_cancelled_whatever_it_comes_to",
+        "test_a_cancelled_step_whose_process_died_does_not_run_again",
+        "test_a_cancelled_step_that_is_given_back_does_not_run_again",
+        "test_a_cancel_that_waited_for_a_retry_begins_again_with_the_jobs_that_were_revived",
+        "test_jobs_are_cancelled_durably_also_while_they_run",
+    ],
+    "a cancel says who won, and says it again": [
+        "test_a_cancel_that_waited_for_the_last_ack_says_that_the_run_completed",
+        "test_a_second_cancel_changes_nothing_and_says_the_same",
+        "test_a_cancel_of_a_finished_run_says_what_it_came_to",
+        "test_a_cancel_of_steps_answers_for_each_in_the_order_asked",
+    ],
+    "nothing of a paused run starts": [
+        "test_a_paused_run_starts_nothing_more_until_it_is_resumed",
+        "test_a_step_that_would_run_again_waits_while_its_run_is_paused",
+        "test_what_oban_would_start_of_a_paused_run_is_put_back",
+        "test_a_retry_of_a_live_run_leaves_it_paused",
+    ],
+    "a retry rewinds just what hangs on a failure, once": [
+        "test_a_retry_revives_what_failed_with_all_behind_it_and_keeps_the_rest",
+        "test_a_completed_step_behind_a_failure_runs_again_with_the_new_inputs",
+        "test_a_step_that_is_retried_finds_what_it_stored_unless_its_inputs_change",
+        "test_retrying_twice_retries_once",
+        "test_a_retry_without_the_jobs_names_the_steps_and_changes_nothing",
+        "test_a_run_that_is_being_cancelled_is_not_retried",
+    ],
+    "a rerun leaves the other run as it was": [
+        "test_a_rerun_copies_what_completed_before_its_start_and_runs_the_rest",
+        "test_a_rerun_of_a_live_run_runs_what_has_not_completed_and_leaves_that_run_alone",
+    ],
+    "a deadline ends the run that it is of, and no later generation": [
+        "test_a_run_whose_deadline_has_passed_is_ended_as_failed",
+        "test_a_deadline_that_was_moved_meanwhile_ends_nothing",
+        "test_a_retried_run_has_as_long_as_it_had_at_first_however_often",
+    ],
+    "a pruned run leaves nothing": [
+        "test_a_pruned_run_leaves_no_row_in_any_table",
+        "test_two_prunes_at_once_take_each_run_once",
+        "test_a_run_whose_end_is_not_delivered_stays",
+    ],
+    "an end is delivered at least once, from the commit that made it": [
+        "test_the_end_of_a_run_is_delivered_to_each_consumer_there_is",
+        "test_what_a_rolled_back_settle_would_have_delivered_is_not",
+        "test_each_generation_is_delivered_with_its_own_end",
+        "test_a_step_that_asked_for_it_hears_that_a_dependency_doomed_it_in_the_same_commit",
+    ],
+    "nobody meets a deadlock, in whatever order statements come": [
+        "test_two_transactions_come_to_what_they_come_to_one_after_the_other",
+        "test_three_transactions_come_to_what_they_come_to_one_after_the_other",
+        "test_oban_cancels_held_steps_while_their_dependencies_are_acked",
+    ],
+    "the tests of all this notice when it is broken": [
+        "test_the_machine_catches_a_broken_function",
+        "test_the_schedules_catch_a_broken_function",
     ],
 }
 
@@ -221,7 +308,7 @@ TRIGGER_DUTIES = {
     ],
 }
 
-PROMISES = RULES | INVARIANTS | TRIGGER_DUTIES
+PROMISES = RULES | INVARIANTS | VERBS | TRIGGER_DUTIES
 
 
 def defined_tests() -> set[str]:
@@ -240,5 +327,11 @@ def test_a_promise_names_tests_that_exist(promise: str) -> None:
     assert set(named) - defined_tests() == set(), "tests of these names are gone"
 
 
+def test_every_broken_variant_is_used_by_a_test() -> None:
+    texts = "".join(path.read_text() for path in TESTS.glob("test_*.py"))
+    variants = {path.stem for path in (TESTS / "kit" / "broken").glob("*.sql")}
+    assert {name for name in variants if f'"{name}"' not in texts} == set()
+
+
 def test_no_promise_is_listed_twice() -> None:
-    assert len(PROMISES) == len(RULES) + len(INVARIANTS) + len(TRIGGER_DUTIES)
+    assert len(PROMISES) == len(RULES) + len(INVARIANTS) + len(VERBS) + len(TRIGGER_DUTIES)

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import hashlib
 import inspect
+import re
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,8 +15,11 @@ from uuid import uuid4
 import oban._backoff
 import oban._executor
 import oban._extensions
+import oban._leader
+import oban._lifeline
 import oban._notifier
 import oban._producer
+import oban._pruner
 import oban._query
 import oban._stager
 import oban.schema
@@ -24,6 +28,7 @@ import pytest
 from oban import Oban
 from oban._executor import AckAction
 from oban.job import Cancel, Job, Record, Snooze
+from oban.worker import resolve_worker
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -78,9 +83,28 @@ SIGNATURES = {
     oban._query.Query.stage_jobs: (
         "(self, limit: 'int', queues: 'list[str]', before: 'datetime | None' = None) -> 'tuple[int, list[str]]'"
     ),
+    oban._query.Query.update_producer: "(self, uuid: 'str', meta: 'dict[str, Any]') -> 'None'",
+    oban._query.Query.cancel_many_jobs: "(self, ids: 'list[int]') -> 'tuple[int, list[int]]'",
     oban._query.Query.dsn: "(self) -> 'str'",
+    oban._query.Query.refresh_producers: "(self, uuids: 'list[str]') -> 'list[str]'",
+    oban._query.Query.cleanup_expired_producers: "(self, max_age: 'float') -> 'int'",
+    oban._query.Query.delete_producer: "(self, uuid: 'str') -> 'None'",
+    oban._producer._init: "(producer: 'Producer') -> 'dict'",
+    resolve_worker: "(path: str) -> type",
     oban._query.unwrap_connection: "(conn: 'ConnectionLike') -> 'AsyncConnection | AsyncCursor'",
     oban._query._ack_jobs: "(query: 'Query', acks: 'list[AckAction]') -> 'list[int]'",
+    oban._query.Query.connection: "(self)",
+    oban._query.Query.insert_jobs: "(self, jobs: 'list[Job]', conn: 'ConnectionLike' = None) -> 'list[Job]'",
+    oban._query._insert_jobs: "(query: 'Query', jobs: 'list[Job]', conn: 'ConnectionLike' = None) -> 'list[Job]'",
+    oban._pruner._prune: "(query: 'Query', max_age: 'int', limit: 'int') -> 'None'",
+    oban._lifeline._rescue: "(query: 'Query', rescue_after: 'float') -> 'None'",
+    oban._leader.Leader.__init__: (
+        "(self, *, enabled: 'bool' = True, interval: 'float' = 30.0, name: 'str' = 'Oban', node: 'str', "
+        "notifier: 'Notifier', query: 'Query') -> 'None'"
+    ),
+    oban._leader.Leader._loop: "(self) -> 'None'",
+    oban._leader.Leader._election: "(self) -> 'None'",
+    oban._leader.Leader._on_notification: "(self, _channel: 'str', _payload: 'dict') -> 'None'",
     oban._producer._get_jobs: "(producer: 'Producer') -> 'list[Job]'",
     oban._producer.Producer.notify: "(self) -> 'None'",
     oban._producer.LocalDispatcher.dispatch: "(self, producer: 'Producer', job: 'Job') -> 'asyncio.Task'",
@@ -101,6 +125,14 @@ SIGNATURES = {
         "timeout: 'float | None' = None) -> 'str'"
     ),
     oban._notifier.PostgresNotifier.unlisten: "(self, token: 'str') -> 'None'",
+    oban._notifier.PostgresNotifier.__init__: (
+        "(self, *, query: 'Query', prefix: 'str' = 'public', beat_interval: 'float' = 30.0, "
+        "connect_timeout: 'float' = 5.0, notify_timeout: 'float' = 0.1) -> 'None'"
+    ),
+    oban._notifier.PostgresNotifier._connect: "(self) -> 'None'",
+    oban._notifier.PostgresNotifier._to_full_channel: "(self, channel: 'str') -> 'str'",
+    oban._notifier.PostgresNotifier._from_full_channel: "(self, full_channel: 'str') -> 'str'",
+    oban._notifier.decode_payload: "(payload: 'str') -> 'dict'",
     oban._stager.Stager._on_notification: "(self, channel: 'str', payload: 'dict') -> 'None'",
     oban._backoff.jittery_clamped: "(attempt: int, max_attempts: int, *, clamped_max: int = 20) -> int",
     Snooze: "(seconds: 'int', meta: 'dict | None' = None) -> None",
@@ -132,6 +164,13 @@ def test_extensions_are_kept_by_name_and_called_with_what_they_are_given() -> No
 # Attributes of live objects, by the name under which the code holds them.
 ATTRIBUTES = {
     "oban": {
+        "_dispatcher",
+        "_leader",
+        "_lifeline",
+        "_metrics",
+        "_pruner",
+        "_refresher",
+        "_scheduler",
         "_shutdown_grace_period",
         "_query",
         "_producers",
@@ -145,17 +184,50 @@ ATTRIBUTES = {
         "_debounce_interval",
         "_dispatcher",
         "_limit",
+        "_name",
         "_node",
         "_paused",
         "_pending_acks",
         "_query",
         "_queue",
         "_running_jobs",
+        "_shutdown_grace_period",
         "_stopping",
         "_uuid",
     },
-    "stager": {"_listen_token", "_on_notification"},
-    "notifier": {"_subscriptions"},
+    "pruner": {"_max_age"},
+    "stager": {"_listen_token", "_on_notification", "_stopping"},
+    # Of these two Baton makes its own kind, in place, so it relies on all that they hold.
+    "leader": {
+        "_election_lock",
+        "_enabled",
+        "_interval",
+        "_is_leader",
+        "_listen_token",
+        "_loop_task",
+        "_name",
+        "_node",
+        "_notifier",
+        "_query",
+        "_started",
+        "_stopping",
+    },
+    "notifier": {
+        "_beat_interval",
+        "_beat_task",
+        "_conn",
+        "_connect_timeout",
+        "_listen_events",
+        "_loop_task",
+        "_notify_timeout",
+        "_pending_listen",
+        "_pending_unlisten",
+        "_prefix",
+        "_query",
+        "_reconnect_attempts",
+        "_subscriptions",
+        "_tokens",
+    },
     "job": {"_cancellation"},
 }
 
@@ -165,17 +237,35 @@ async def test_every_private_attribute_that_is_used_is_there(stock: Oban) -> Non
         "oban": stock,
         "query": stock._query,
         "producer": stock._producers["default"],
+        "pruner": stock._pruner,
         "stager": stock._stager,
+        "leader": stock._leader,
         "notifier": stock._notifier,
         "job": Job("W"),
     }
     for name, attributes in ATTRIBUTES.items():
         missing = {attribute for attribute in attributes if not hasattr(holders[name], attribute)}
         assert missing == set(), name
+        if name in ("leader", "notifier"):
+            assert vars(holders[name]).keys() == attributes, "one that is new is not known to our kind of it"
     producer = stock._producers["default"]
     assert (producer._running_jobs, producer._pending_acks, producer._paused) == ({}, [], False)
     assert isinstance(producer._stopping, asyncio.Event)
     assert stock._signal_token is None, "not started"
+
+
+# Where private names of others are used.
+SEAM = {
+    "_leader.py",
+    "_lifecycle.py",
+    "_notifier.py",
+    "_oban.py",
+    "_queries.py",
+    "_step.py",
+    "_waiting.py",
+    "client.py",
+    "testing.py",
+}
 
 
 def private_attributes() -> set[str]:
@@ -198,7 +288,7 @@ def private_attributes() -> set[str]:
                 mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
                 if mine:
                     own.add(node.attr)
-                elif path.name in ("_oban.py", "_waiting.py", "_step.py", "client.py", "testing.py"):
+                elif path.name in SEAM:
                     used.add(node.attr)
     return used - own
 
@@ -206,6 +296,34 @@ def private_attributes() -> set[str]:
 def test_no_other_private_attribute_is_used() -> None:
     listed = set().union(*ATTRIBUTES.values())
     assert private_attributes() <= listed, "add what is new above, and read what Oban does with it"
+
+
+async def test_each_part_of_obans_is_started_and_stopped_by_its_own_methods(stock: Oban) -> None:
+    parts = [
+        stock._leader,
+        stock._stager,
+        stock._lifeline,
+        stock._pruner,
+        stock._refresher,
+        stock._scheduler,
+        stock._notifier,
+        *stock._producers.values(),
+    ]
+    source = inspect.getsource(Oban.start) + inspect.getsource(Oban.stop)
+    for part in parts:
+        for name in ("start", "stop"):
+            assert inspect.iscoroutinefunction(getattr(part, name))
+    found = set(re.findall(r"self\._(\w+)\.(?:start|stop)\(\)", source))
+    assert found == {
+        "dispatcher", "leader", "lifeline", "metrics", "notifier", "pruner", "refresher", "scheduler", "stager"
+    }  # fmt: skip
+
+
+async def test_the_kinds_that_baton_takes_the_place_of_are_those_that_oban_builds(stock: Oban) -> None:
+    assert type(stock._leader) is oban._leader.Leader
+    assert type(stock._notifier) is oban._notifier.PostgresNotifier
+    assert vars(stock._query).keys() == {"_pool", "_prefix"}, "its methods can be replaced on one instance"
+    assert "shutdown_started_at" in inspect.getsource(oban._producer.Producer.stop)
 
 
 # --- statements --------------------------------------------------------------------------------------

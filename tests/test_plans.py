@@ -17,12 +17,26 @@ from baton._engine import Outcome
 from tests.kit.engine import Steps
 
 LARGE = 200_000
-TABLES = ("oban_jobs", "workflow_nodes", "workflow_edges", "workflows")
+TABLES = (
+    "oban_jobs",
+    "workflow_nodes",
+    "workflow_edges",
+    "workflows",
+    "workflow_completions",
+    "workflow_deliveries",
+    "workflow_debug_logs",
+)
 
 # Old work beside what a test does: workflows of ten steps, all settled, one in a hundred of them still running.
 FILL = """
 INSERT INTO workflows (id, name, definition_hash, steps, unsettled, outcome, finished_at)
-SELECT md5(n::text)::uuid, 'old', '', 10, 0, 'completed', now() FROM generate_series(1, {n} / 10) AS n;
+SELECT md5(n::text)::uuid, 'old', '', 10, 0, 'completed', now() - make_interval(secs => n)
+FROM generate_series(1, {n} / 10) AS n;
+INSERT INTO workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
+SELECT id, 1, outcome, '{{}}', finished_at FROM workflows;
+INSERT INTO workflow_deliveries (workflow_id, generation, consumer, due_at)
+SELECT id, 1, 'old', now() + interval '1 hour' FROM workflows;
+INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) SELECT id, 0, 1 FROM workflows;
 INSERT INTO oban_jobs (state, queue, worker, attempt, attempted_at, completed_at)
 SELECT CASE WHEN n % 100 = 0 THEN 'available' ELSE 'completed' END::oban_job_state, 'old', 'W', 1, now(), now()
 FROM generate_series(1, {n}) AS n;
@@ -129,6 +143,13 @@ HOT = {
         "(1)",
     ),
     "owed": ("SELECT node.id, node.job_id FROM workflow_nodes AS node WHERE node.owed LIMIT 10000", "", ""),
+    "dead": (
+        "SELECT job.id FROM oban_jobs AS job JOIN oban_producers AS producer "
+        "ON producer.uuid = baton_claimant(job.attempted_by) "
+        "WHERE job.state = 'executing' AND producer.updated_at < $1 ORDER BY job.id FOR UPDATE OF job SKIP LOCKED",
+        "(timestamp)",
+        "(now()::timestamp)",
+    ),
     "anything available": (
         "SELECT EXISTS (SELECT FROM oban_jobs AS job WHERE job.state = 'available' AND job.queue = $1)",
         "(text)",
@@ -164,6 +185,7 @@ READ_STEPS = {"id": "01890a5d-ac96-774b-bcce-b302099a8057", "names": ["a"]}
         ("read_results", READ_STEPS),
         ("read_run", {"id": READ_STEPS["id"]}),
         ("read_dependency_results", {"step_id": 1, "names": None}),
+        ("read_expired", {}),
         ("list_runs", {"state": None, "before": READ_STEPS["id"], "limit": 50}),
     ],
 )
@@ -235,6 +257,52 @@ async def test_a_cancel_by_oban_scans_no_table(steps: Steps) -> None:
     assert set(await steps.rows("SELECT state FROM workflow_nodes WHERE name IN ('ca', 'cb', 'cc')")) == {
         ("cancelled",)
     }
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "SELECT baton_pause({run})",
+        "SELECT baton_resume({run})",
+        "SELECT baton_cancel({run}, '{{vb}}', '', 'request')",
+        "SELECT baton_cancel({run}, NULL, '', 'request')",
+        "SELECT baton_cancel({run}, NULL, '', 'deadline')",
+        "SELECT baton_retry({failed})",
+        "SELECT baton_rerun({failed}, gen_random_uuid(), '{{fa}}')",
+        "SELECT baton_cancel_many({jobs})",
+        "SELECT baton_cancelled({jobs})",
+        "SELECT baton_deliver('mail', NULL, 100, 60)",
+        "SELECT baton_deliver(NULL, '{{code}}', 100, 60)",
+        "SELECT baton_prune(100, 0, NULL)",
+        "SELECT baton_prune_debug_logs(60, 100)",
+    ],
+)
+async def test_a_verb_on_a_run_scans_no_table(steps: Steps, call: str) -> None:
+    run = await steps.insert({"va": [], "vb": ["va"], "vc": ["vb"]}, always=["vc"])
+    failed = await steps.insert({"fa": [], "fb": ["fa"]})
+    jobs = await steps.value(
+        "SELECT array_agg(job_id) FROM workflow_nodes WHERE workflow_id IN (%s, %s)", run, failed
+    )
+    await steps.run("SELECT baton_cancel(%s, NULL, '', 'request')", failed)
+    await steps.run("INSERT INTO workflow_consumers VALUES ('mail') ON CONFLICT DO NOTHING")
+    text = call.format(run=f"'{run}'", failed=f"'{failed}'", jobs=f"'{set(jobs)}'")
+    before = await scans(steps)
+    await steps.run(text)
+    assert await scans(steps) == before
+    await steps.run("DELETE FROM oban_jobs WHERE id = ANY(%s)", jobs)
+    for table, column in (("workflow_nodes", "workflow_id"), ("workflows", "id")):
+        await steps.run(f"DELETE FROM {table} WHERE {column} IN (%s, %s)", run, failed)
+
+
+async def test_a_prune_that_goes_on_does_not_read_again_what_it_has_passed(large_dsn: str) -> None:
+    async with Steps.opened(large_dsn) as steps:
+        steps.audited = False
+        last = await steps.value("SELECT max(finished_at) FROM workflows WHERE name = 'old'")
+        await steps.run("SELECT baton_prune(10, 0, %s)", last)
+        before = await touched(steps)
+        await steps.run("SELECT baton_prune(10, 0, %s)", last)
+        looked_at = await touched(steps) - before
+        assert looked_at < 150, "there are 20,000 before it, on 600 pages"
 
 
 async def ack_cost(steps: Steps, prefix: str, width: int) -> int:

@@ -17,7 +17,7 @@ from oban.job import Job, Record
 from oban.job import Snooze as ObanSnooze
 
 import baton
-from baton import Baton, Cancel, Snooze, StepLogFilter, Workflow, _declare, step, testing
+from baton import Baton, Cancel, Snooze, StepLogFilter, Workflow, _declare, _step, step, testing
 from baton.errors import (
     NoResult,
     NotADependency,
@@ -465,6 +465,13 @@ async def test_a_step_that_cancels_itself_ends_with_its_reason(baton_dsn: str, w
     assert finished.states == {"it": "cancelled"}
     assert finished.errors == {"it": "no longer wanted"}
     assert finished.attempts == {"it": 1}
+
+
+def test_a_parked_job_does_not_come_back_in_step_with_the_node_that_parked_it() -> None:
+    """A node stages what is due each second. In whole seconds a job would always be due just before that node's own turn."""
+    delays = [_step.park(Job("baton.StepWorker", meta={"snoozed": 3}), "no code").seconds for _ in range(20)]
+    assert all(4 <= delay <= 8 for delay in delays)
+    assert len({delay % 1 for delay in delays}) > 10
 
 
 async def test_obans_snooze_cannot_be_raised_and_the_attempt_says_so(baton_dsn: str) -> None:

@@ -15,6 +15,7 @@ from oban._executor import AckAction, Executor
 from oban._producer import Producer
 from oban.job import Cancel as ObanCancel
 from oban.job import Job
+from oban.worker import WorkerResolutionError, resolve_worker
 
 from baton import _step
 from baton._outcomes import Cancel, Snooze
@@ -22,7 +23,7 @@ from baton.errors import InvalidResult
 
 logger = logging.getLogger("baton.engine")
 
-_LET_GO = 1.0
+_LET_GO = 0.5
 _LARGEST_DELAY = 2**31 - 1
 
 
@@ -49,6 +50,14 @@ class StepExecutor(Executor):
 
     async def _process(self) -> None:
         try:
+            if _step.attempt_of(self.job) is not None:
+                try:
+                    resolve_worker(self.job.worker)
+                except WorkerResolutionError as error:
+                    self.result = _step.park(
+                        self.job, f"no code for worker {self.job.worker!r} here: {error}"
+                    )
+                    return
             await super()._process()
         except BaseException as error:
             task = asyncio.current_task()
@@ -116,8 +125,8 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], Producer] = {}
-        self._ending = False
-        self._hurried = False
+        self._ending: set[Producer] = set()
+        self._hurried = asyncio.Event()
         self._slots = itertools.count(1)
 
     async def start(self) -> None:
@@ -126,24 +135,35 @@ class Dispatcher:
     async def stop(self) -> None:
         """Let running jobs go on; `drain` ends them."""
 
-    async def drain(self, grace: float | None) -> None:
+    async def drain(self, grace: float | None, producer: Producer | None = None) -> None:
         """Wait until what runs has ended, at most for the grace; then cancel it, so that it is given back."""
-        self._ending = True
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=0 if self._hurried else grace)
-            for task in late:
-                task.cancel()
-            await self.let_go()
+        clock = asyncio.get_running_loop().time
+        give_back_at = clock() + grace if grace is not None else None
+        hurried = asyncio.create_task(self._hurried.wait())
+        try:
+            # Again: a claim that was under way may have brought more.
+            while (tasks := self._of(producer)) and not self._hurried.is_set():
+                left = None if give_back_at is None else give_back_at - clock()
+                if left is not None and left <= 0:
+                    break
+                ended = asyncio.create_task(_all_ended(tasks))
+                await asyncio.wait({ended, hurried}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                ended.cancel()
+        finally:
+            hurried.cancel()
+        self._ending.update([producer] if producer is not None else self._tasks.values())
+        late = self._of(producer)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_LET_GO)
 
-    async def let_go(self, producer: Producer | None = None) -> None:
-        """Wait a moment for cancelled jobs to notice."""
-        tasks = [task for task, owner in self._tasks.items() if producer in (None, owner)]
-        if tasks:
-            await asyncio.wait(tasks, timeout=_LET_GO)
+    def _of(self, producer: Producer | None) -> list["asyncio.Task[None]"]:
+        return [task for task, owner in self._tasks.items() if producer in (None, owner)]
 
     def hurry(self) -> None:
         """Cancel what runs, and wait for no thread of it."""
-        self._hurried = True
+        self._hurried.set()
         for task in self._tasks:
             task.cancel()
 
@@ -183,7 +203,8 @@ class Dispatcher:
             producer._pending_acks.append(action)
         finally:
             _step.leave(token)
-        if attempt.thread is not None and not attempt.thread.done() and not self._hurried:
+        given_back = action.state == "available"
+        if attempt.thread is not None and not attempt.thread.done() and not given_back:
             self._linger(producer, job, attempt.thread)
 
     def _linger(self, producer: Producer, job: Job, thread: "asyncio.Future[Any]") -> None:
@@ -203,7 +224,7 @@ class Dispatcher:
 
     async def _execute(self, job: Job, producer: Producer) -> AckAction:
         def giving_back() -> bool:
-            return self._ending or self._hurried or producer._stopping.is_set()
+            return producer in self._ending or self._hurried.is_set() or producer._stopping.is_set()
 
         executor = StepExecutor(job, giving_back)
         try:
@@ -214,6 +235,10 @@ class Dispatcher:
             return AckAction(job=job, state="available", attempt_change=-1)
         assert executor.action is not None
         return executor.action
+
+
+async def _all_ended(tasks: list["asyncio.Task[None]"]) -> None:
+    await asyncio.wait(tasks)
 
 
 async def _ended(thread: "asyncio.Future[Any]") -> None:

@@ -6,7 +6,9 @@ with an outcome the database refuses, is decided in `_oban`.
 """
 
 import asyncio
+import inspect
 import random
+import select
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import AsyncConnection, DatabaseError, OperationalError, ProgrammingError
+from psycopg import AsyncConnection, DatabaseError, IsolationLevel, OperationalError, ProgrammingError
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
@@ -26,6 +28,14 @@ from baton._plan import InsertPlan, array_literal
 from baton.errors import BatonError, DatabaseUnreachable, JobsGone, KeyConflict, ResultNotFound, RunEnding
 
 _TRIES = 6
+# A server that went away without a word is noticed within half a minute, whether we wait for it or not.
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,14 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """What one call of `prune` deleted, rows by table, and where the next goes on; None at the end."""
+
+    deleted: Mapping[str, int]
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Inserted:
     """One workflow after `insert`: its id, or the id of the live one that has its key."""
 
@@ -115,7 +133,7 @@ class Engine:
         self,
         conninfo: Callable[[], Awaitable[str]],
         *,
-        kwargs: dict[str, Any],
+        kwargs: object,
         prefix: str,
         origin: str,
         pool_size: int,
@@ -138,16 +156,14 @@ class Engine:
                     pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
                         await self._conninfo(),
                         kwargs={
-                            "connect_timeout": 10,
-                            "keepalives_idle": 30,
-                            "tcp_user_timeout": 30_000,
                             "application_name": "baton engine",
-                            **self._kwargs,
+                            **await connect_options(self._kwargs),
                             "autocommit": True,
                         },
                         min_size=1,
                         max_size=self._pool_size,
                         configure=_configure,
+                        check=check_connection,
                         open=False,
                         name="baton-engine",
                     )
@@ -234,9 +250,64 @@ class Engine:
         """Make steps follow jobs that changed while no trigger was looking; returns how many there were."""
         return int(await self._value("SELECT /* schema */baton_reconcile()"))
 
-    async def rescue(self, grace: float) -> int:
-        """Run jobs again whose process is gone for `grace` seconds; returns how many."""
-        return int(await self._value("SELECT /* schema */baton_rescue(%s)", grace))
+    async def rescue(self, rescue_after: float) -> list[int]:
+        """Run jobs again whose process is dead; returns them. See `baton_rescue_dead`."""
+        return list(await self._value("SELECT /* schema */baton_rescue_dead(%s)", rescue_after))
+
+    async def rescue_all(self, rescue_after: float) -> int:
+        """`rescue`, and discard what could never be claimed again; returns how many there were."""
+        return int(await self._value("SELECT /* schema */baton_rescue(%s)", rescue_after))
+
+    async def delete_silent_producers(self, max_age: float) -> int:
+        """Remove the rows of processes that are dead for long; returns how many."""
+        return len(await self._rows("delete_silent_producers", max_age=max_age))
+
+    async def prune(self, limit: int, age: float, after: datetime | None) -> Pruned:
+        """Delete finished runs whose jobs are gone, the oldest first. See `baton_prune`."""
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql("SELECT deleted, stopped_at FROM /* schema */baton_prune(%s::integer, %s, %s)"),
+                    (limit, age, after),
+                )
+            ).fetchone()
+        assert row is not None
+        return Pruned(*row)
+
+    async def prune_debug_logs(self, age: float, limit: int) -> int:
+        """Delete captured calls older than `age` seconds; returns how many."""
+        return int(
+            await self._value("SELECT /* schema */baton_prune_debug_logs(%s, %s::integer)", age, limit)
+        )
+
+    async def elect(
+        self, name: str, node: str, elected_at: datetime | None, seconds: float
+    ) -> datetime | None:
+        """Take the leader's lease, or renew that of `elected_at`; when it was taken, None while somebody else has it."""
+        rows = await self._rows("elect", name=name, node=node, elected_at=elected_at, seconds=seconds)
+        return rows[0][0] if rows else None
+
+    async def resign(self, name: str, node: str, elected_at: datetime | None) -> None:
+        """Give up a lease that was taken."""
+        await self._rows("resign", name=name, node=node, elected_at=elected_at)
+
+    async def prune_jobs(self, max_age: int, limit: int) -> int:
+        """Delete jobs that ended more than `max_age` seconds ago; returns how many."""
+        ((pruned,),) = await self._rows("prune_jobs", max_age=max_age, limit=limit)
+        return int(pruned)
+
+    async def stage_jobs(
+        self, limit: int, queues: Sequence[str], before: datetime | None = None
+    ) -> tuple[int, list[str]]:
+        """Make due jobs available; returns how many, and the queues that have something to do."""
+        rows = await self._rows(
+            "stage_jobs",
+            limit=limit,
+            queues=list(queues),
+            before=None if before is None else naive_utc(before),
+        )
+        return sum(staged for _, staged in rows), [queue for queue, _ in rows]
 
     async def reset(self) -> None:
         """Forget every workflow."""
@@ -434,6 +505,11 @@ def _refusal(error: DatabaseError, run_id: UUID) -> BatonError | None:
             "insert the workflow anew, and keep jobs longer with the max_age of Oban's pruner",
             steps=steps,
         )
+    if error.sqlstate == "BT003" and detail:
+        running = ", ".join(map(repr, detail.split()))
+        return RunEnding(
+            f"run {run_id}: {running} runs on what failed; wait for its end, or cancel it, then retry"
+        )
     if error.sqlstate == "BT003":
         return RunEnding(f"run {run_id} is being cancelled; wait for its end, then retry it")
     if error.sqlstate == "BT004":
@@ -460,6 +536,37 @@ async def connect(dsn: str, **options: Any) -> AsyncConnection:
         ) from None
     except (OperationalError, UnicodeError) as error:
         raise DatabaseUnreachable(f"cannot connect to PostgreSQL: {' '.join(str(error).split())}") from error
+
+
+async def connect_options(kwargs: object) -> dict[str, Any]:
+    """What to connect with besides the string: a pool's own arguments, which may come from a function, before ours."""
+    given: Any = kwargs() if callable(kwargs) else kwargs
+    if inspect.isawaitable(given):
+        given = await given
+    own = {key: value for key, value in (given or {}).items() if key not in ("autocommit", "row_factory")}
+    return {**CONNECT, **own}
+
+
+async def check_connection(conn: AsyncConnection) -> None:
+    """Let a pool hand out no connection that the server has ended, at no round trip for those it has not.
+
+    An idle connection has nothing to say. One with something to read was told the end, or is about to be.
+    """
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(conn)
+
+
+async def behind_a_pooler(conn: AsyncConnection) -> bool:
+    """Whether another program speaks to the server for us: the process that greeted us is not the one that answers."""
+    row = await (await conn.execute("SELECT pg_backend_pid()")).fetchone()
+    return row is not None and row[0] != conn.info.backend_pid
+
+
+async def read_committed(conn: AsyncConnection) -> None:
+    """For connections of a pool: a role's or a database's default must not make statements fail that wait for each other."""
+    await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
 
 
 async def _configure(conn: AsyncConnection) -> None:

@@ -7,10 +7,11 @@ passes everything else on to whoever filled it before.
 import asyncio
 import json
 import logging
+import math
 import random
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor as ThreadPool
 from datetime import UTC, datetime
 from typing import Any
@@ -24,15 +25,25 @@ from oban._extensions import get_ext, put_ext, use_ext
 from oban._lifeline import _rescue as oban_rescue
 from oban._producer import Producer
 from oban._producer import _get_jobs as oban_get_jobs
+from oban._producer import _init as oban_producer_meta
+from oban._pruner import _prune as oban_prune
 from oban._query import Query
 from oban._query import _ack_jobs as oban_ack_jobs
+from oban._query import _insert_jobs as oban_insert_jobs
 from oban._query import _reset as oban_reset
 from oban.job import Job
 
 from baton import _step
 from baton._codec import clean_text, encode
+from baton._deadline import within
 from baton._dispatch import Dispatcher, seconds_of
 from baton._engine import Acked, Claim, Engine, Outcome
+from baton._heartbeat import Heart, Heartbeat
+from baton._leader import LeasedLeader
+from baton._lifecycle import Lifecycle
+from baton._maintenance import Maintenance
+from baton._notifier import Listener
+from baton._queries import insert_jobs as insert_many_jobs
 from baton.errors import InvalidOption, InvalidResult
 
 logger = logging.getLogger("baton.engine")
@@ -43,10 +54,9 @@ _REFUSED = ("21", "22", "23", "54", "P0")
 # A statement that takes longer is cancelled and sent again, which changes nothing if it had come through: a lock held by
 # somebody else, a connection that is half open. While stopping, outcomes that cannot be written are given up after a while.
 _CALL_SECONDS = 20.0
-_STOP_SECONDS = 5.0
-_CHECK_EVERY = 60.0
-# As long as Oban lets a producer be silent before it removes its row.
-_RESCUE_GRACE = 60.0
+_STOP_SECONDS = 1.0
+_LAST_CALL = 0.2
+_TICK_SECONDS = 60.0
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
 
@@ -56,12 +66,25 @@ _seams: weakref.WeakKeyDictionary[Query, "Seam"] = weakref.WeakKeyDictionary()
 class Seam:
     """Baton's hold on one Oban instance: what its slots do for that instance's `Query`."""
 
-    def __init__(self, oban: Oban, engine: Engine, *, threads: ThreadPool, result_limit: int) -> None:
+    def __init__(
+        self,
+        oban: Oban,
+        engine: Engine,
+        maintenance: Maintenance,
+        *,
+        heart: Callable[..., Heartbeat],
+        threads: ThreadPool,
+        result_limit: int,
+    ) -> None:
         self.oban = oban
         self.engine = engine
+        self.maintenance = maintenance
+        self.heartbeat = heart(hearts=self._hearts, on_the_loop=self._on_the_loop)
         self.dispatcher = Dispatcher()
         self.stopping = False
-        self._next_check = 0.0
+        self.on_reconnect: Callable[[], object] = _nothing
+        """Called when notifications may have been missed and are heard again."""
+        self._give_up_at: dict[str, float] = {}
         self._threads = threads
         self._result_limit = result_limit
         self._claimed: dict[str, list[Job]] = {}
@@ -78,7 +101,11 @@ class Seam:
         if self.oban._query in _seams:
             raise InvalidOption("this Oban instance has a Baton already; share that one, or stop it first")
         _fill_slots()
-        _seams[self.oban._query] = self
+        query = self.oban._query
+        _seams[query] = self
+        self._leader = LeasedLeader.take_over(self.oban._leader, self.engine)
+        self._listener = Listener.take_over(self.oban._notifier, self._catch_up)
+        self._lifecycle = Lifecycle(self.oban)
         for producer in self.oban._producers.values():
             self.adopt(producer)
         stager = self.oban._stager
@@ -89,8 +116,15 @@ class Seam:
             if payload.get("origin") != self.engine.origin:
                 await original(channel, payload)
 
-        # No slot for it. Without, the cancel of a job that runs is a notification, and lost with it.
-        self.oban._query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
+        # No slot for these. Without, the cancel of a job that runs is a notification, and lost with it; and what was staged
+        # just now waits for the next turn.
+        query.cancel_many_jobs = self._cancel_many_jobs  # type: ignore[method-assign]
+        query.stage_jobs = self._stage_jobs  # type: ignore[method-assign]
+        # Nor for the rows by which a process is known to live.
+        query.refresh_producers = self._refresh_producers  # type: ignore[method-assign]
+        query.cleanup_expired_producers = self.engine.delete_silent_producers  # type: ignore[method-assign]
+        self._oban_delete_producer = query.delete_producer
+        query.delete_producer = self._delete_producer  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
         if token is not None:
@@ -101,22 +135,33 @@ class Seam:
         if _seams.get(self.oban._query) is self:
             del _seams[self.oban._query]
             del self.oban._query.cancel_many_jobs
+            del self.oban._query.stage_jobs
+            del self.oban._query.refresh_producers
+            del self.oban._query.cleanup_expired_producers
+            del self.oban._query.delete_producer
+            self._lifecycle.release()
+            if self._leader is not None:
+                self._leader.give_back()
+            if self._listener is not None:
+                # It goes on listening, for it needs nothing of ours.
+                self._listener.on_reconnect = _nothing
 
     def adopt(self, producer: Producer) -> None:
-        """Run a queue's jobs through our dispatcher, without waiting for company before it fetches."""
+        """Run a queue's jobs through our dispatcher, without waiting for company before it fetches. Once."""
+        if producer._uuid in self._by_uuid or producer._uuid in self._give_up_at:
+            return
         producer._dispatcher = self.dispatcher
         # Acks gather while a statement is under way; sleeping for more would only add to the hop between two steps.
         producer._debounce_interval = 0.0
         self._by_uuid[producer._uuid] = producer
         self.engine.local_producers.append(UUID(producer._uuid))
+        self.heartbeat.look()
         stop = producer.stop
 
-        async def stop_and_flush() -> None:
-            await stop()
-            await self._flush(producer)
+        async def stop_in_order() -> None:
+            await self._stop(producer, stop)
 
-        # Oban cancels what outlives its grace and does not wait for it; the outcomes come after its last ack.
-        producer.stop = stop_and_flush  # type: ignore[method-assign]
+        producer.stop = stop_in_order  # type: ignore[method-assign]
 
     def wake(self, queues: Sequence[str]) -> None:
         """Let the local producers of these queues look for jobs."""
@@ -125,12 +170,21 @@ class Seam:
             if producer is not None:
                 producer.notify()
 
+    def _catch_up(self) -> None:
+        """LISTEN is in force again: whatever was announced meanwhile was not heard."""
+        for producer in self.oban._producers.values():
+            producer.notify()
+        self.on_reconnect()
+
     async def sweep(self) -> None:
         """Pay what is owed; see `baton_sweep`."""
         self.wake(await self.engine.sweep())
 
     async def every_second(self) -> None:
-        """Sweep; restart producers that an error left with something to do; each minute, look for what must not be."""
+        """Sweep; restart producers that an error left with something to do; run again what died."""
+        for producer in self.oban._producers.values():
+            # One that was started after Baton was attached.
+            self.adopt(producer)
         for producer in self._by_uuid.values():
             uuid = producer._uuid
             if uuid in self._uncertain or producer._pending_acks or self._claimed.get(uuid):
@@ -138,15 +192,18 @@ class Seam:
         await self.sweep()
         await self.engine.expire()
         await self._tell_cancelled()
-        now = asyncio.get_running_loop().time()
-        if now >= self._next_check:
-            self._next_check = now + _CHECK_EVERY
-            await self._check()
+        await self.maintenance.rescue()
 
     async def _cancel_many_jobs(self, ids: list[int]) -> tuple[int, list[int]]:
         """In place of Oban's query; Oban notifies those that run."""
         hit = await self.engine.cancel_many(ids)
         return len(hit), [job_id for job_id, state in hit if state == "executing"]
+
+    async def _stage_jobs(
+        self, limit: int, queues: list[str], before: datetime | None = None
+    ) -> tuple[int, list[str]]:
+        """In place of Oban's query."""
+        return await within(_CALL_SECONDS, self.engine.stage_jobs(limit, queues, before))
 
     async def _tell_cancelled(self) -> None:
         """End running jobs that were cancelled, should the notification have been lost."""
@@ -160,23 +217,38 @@ class Seam:
             for job_id in await self.engine.cancelled(list(running)):
                 self.dispatcher.cancel(*running[job_id])
 
-    async def _check(self) -> None:
-        missing = await self.engine.missing_triggers()
-        if missing:
-            logger.error(
-                "triggers on oban_jobs are missing or disabled: %s. Workflows no longer follow what others do to their "
-                "jobs; run `baton migrate`",
-                ", ".join(missing),
-            )
-        elif self.oban.is_leader:
-            drifted = await self.engine.reconcile()
-            if drifted:
-                logger.warning(
-                    "%d jobs had changed while no trigger was looking; their steps follow now", drifted
-                )
+    def _hearts(self) -> list[Heart]:
+        """Called in the heartbeat's thread."""
+        return [
+            Heart(producer._uuid, producer._name, producer._node, producer._queue, _row_meta(producer))
+            for producer in list(self._by_uuid.values())
+        ]
+
+    def _on_the_loop(self) -> list[str]:
+        """Called in the heartbeat's thread."""
+        named = []
+        for producer in list(self._by_uuid.values()):
+            for job, _ in list(producer._running_jobs.values()):
+                attempt = _step.attempt_of(job)
+                if attempt is None:
+                    named.append(f"job {job.id} ({job.worker})")
+                elif attempt.thread is None:
+                    named.append(f"{attempt.name!r} of {attempt.label!r}")
+        return named
+
+    async def _refresh_producers(self, uuids: list[str]) -> list[str]:
+        """In place of Oban's query: the heartbeat's rows are the heartbeat's business, unless it is late itself."""
+        own = [uuid for uuid in uuids if self.heartbeat.on_time and uuid in self._by_uuid]
+        others = [uuid for uuid in uuids if uuid not in own]
+        return own + (await Query.refresh_producers(self.oban._query, others) if others else [])
+
+    async def _delete_producer(self, uuid: str) -> None:
+        """In place of Oban's query, which comes before the last outcomes: without its row a producer is dead."""
+        if not self.heartbeat.running or uuid not in self._by_uuid:
+            await self._oban_delete_producer(uuid)
 
     async def stop_producers(self) -> None:
-        """Stop the queues, in good order, before anything else of Oban's stops: heartbeats go on while jobs end."""
+        """Stop the queues, in good order, before anything else of Oban's stops."""
         stopped = await asyncio.gather(
             *(producer.stop() for producer in self.oban._producers.values()), return_exceptions=True
         )
@@ -184,26 +256,79 @@ class Seam:
             if isinstance(error, BaseException):
                 logger.error("a queue did not stop in good order", exc_info=error)
 
+    async def _stop(self, producer: Producer, stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Stop a queue. Its loop goes on without claiming, so outcomes are written as its jobs end; what outlives the grace is
+        given back. Oban ends the loop first, writes outcomes at the end of the grace, and leaves the rest executing."""
+        if producer._uuid not in self._by_uuid:
+            await stop()
+            return
+        if producer._uuid in self._give_up_at:
+            return
+        grace = producer._shutdown_grace_period
+        self._give_up_at[producer._uuid] = (
+            self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
+        )
+        await self.dispatcher.drain(grace, producer)
+        self._hurry(producer)
+        # There is nothing left that it should wait for.
+        producer._shutdown_grace_period = 0.0
+        try:
+            await within(self._left(producer), stop(), asked=_LAST_CALL)
+        except TimeoutError:
+            logger.warning("queue %s did not stop in good order; it is given up", producer._queue)
+        await self._flush(producer)
+
     async def drain(self, grace: float | None) -> None:
         """Let what runs end and write it, while Oban goes on without us."""
+        producers = list(self._by_uuid.values())
+        for producer in producers:
+            self._give_up_at[producer._uuid] = (
+                self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
+            )
         await self.dispatcher.drain(grace)
-        for producer in list(self._by_uuid.values()):
+        for producer in producers:
+            self._hurry(producer)
             await self._flush(producer)
+
+    def hurry(self) -> None:
+        """Give back what runs now, whatever is left of its grace."""
+        self.dispatcher.hurry()
+        for producer in self._by_uuid.values():
+            if producer._uuid in self._give_up_at:
+                self._hurry(producer)
+
+    def _hurry(self, producer: Producer) -> None:
+        soon = self._clock() + _STOP_SECONDS
+        self._give_up_at[producer._uuid] = min(self._give_up_at[producer._uuid], soon)
+
+    def _left(self, producer: Producer) -> float:
+        """Seconds that a stopping queue has for its outcomes."""
+        return max(_LAST_CALL, self._give_up_at[producer._uuid] - self._clock())
+
+    @staticmethod
+    def _clock() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _flush(self, producer: Producer) -> None:
         """Write what ended while a queue stopped, and give back what never started."""
-        await self.dispatcher.let_go(producer)
         try:
             pending, producer._pending_acks = producer._pending_acks, []
             if pending:
                 await self.ack_jobs(pending)
-            await self._return_surplus(producer)
+            await within(self._left(producer), self._return_surplus(producer), asked=_LAST_CALL)
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            logger.error(
+                "outcomes of queue %s were not written (%s); its jobs will run again",
+                producer._queue,
+                _one_line(error),
+            )
         except Exception:
             logger.exception(
                 "outcomes of queue %s were not written; its jobs will run again", producer._queue
             )
         if self._by_uuid.pop(producer._uuid, None) is not None:
             self.engine.local_producers.remove(UUID(producer._uuid))
+            self.heartbeat.leave(producer._uuid, gone=producer._stopping.is_set())
 
     async def ack_jobs(self, actions: list[AckAction]) -> list[int]:
         """Write outcomes until each is durable or known to be stale, and claim what may run next."""
@@ -219,28 +344,32 @@ class Seam:
         return acked
 
     async def _ack_batch(self, outcomes: list[Outcome], producer: Producer | None) -> list[int]:
-        clock = asyncio.get_running_loop().time
-        tries, give_up = 0, None
+        tries = 0
         while True:
-            stopping = self.stopping or (producer is not None and producer._stopping.is_set())
             try:
-                async with asyncio.timeout(_STOP_SECONDS if stopping else _CALL_SECONDS):
-                    done = await self._call(outcomes, producer)
+                done = await within(
+                    self._patience(producer), self._call(outcomes, producer), asked=_LAST_CALL
+                )
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not _may_pass(error):
                     return await self._divide(outcomes, producer, error)
                 tries += 1
-                if stopping:
-                    give_up = give_up or clock() + _STOP_SECONDS
-                    if clock() > give_up:
-                        raise
+                if producer is not None and self._clock() >= self._give_up_at.get(producer._uuid, math.inf):
+                    raise
                 logger.warning(
                     "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
                 )
             else:
                 await self._after_ack(done, producer)
                 return done.acked
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.05 * 2**tries, 2.0))  # noqa: S311
+            pause = random.uniform(0.5, 1.0) * min(0.05 * 2**tries, 2.0)  # noqa: S311
+            await asyncio.sleep(min(pause, self._patience(producer)))
+
+    def _patience(self, producer: Producer | None) -> float:
+        """Seconds that one statement gets."""
+        if producer is None or producer._uuid not in self._give_up_at:
+            return _CALL_SECONDS
+        return min(_CALL_SECONDS, self._left(producer))
 
     async def _call(self, outcomes: Sequence[Outcome], producer: Producer | None) -> Acked:
         """Ack and claim; after a call whose answer was lost, first return what that one may have claimed."""
@@ -280,7 +409,7 @@ class Seam:
         self.wake([queue for queue in done.queues if producer is None or queue != producer._queue])
         if done.owed:
             try:
-                await self.sweep()
+                await within(self._patience(producer), self.sweep())
             except Exception:
                 logger.warning(
                     "could not pay what is owed right after an ack; the next sweep will", exc_info=True
@@ -331,7 +460,7 @@ class Seam:
             # The ack of this same turn looked, and nothing has run in between.
             self._just_claimed.discard(producer._uuid)
         elif self._claim(producer) is not None:
-            done = await self._call([], producer)
+            done = await within(_CALL_SECONDS, self._call([], producer))
             self._keep(producer, done.claimed)
         await self._return_surplus(producer)
         return self._claimed.pop(producer._uuid, [])
@@ -353,7 +482,12 @@ class Seam:
             logger.warning("could not give back %d jobs; trying again", len(surplus), exc_info=True)
 
     def _room(self, producer: Producer, *, claimed: int) -> int:
-        if self.stopping or producer._paused or producer._stopping.is_set():
+        if (
+            self.stopping
+            or producer._paused
+            or producer._stopping.is_set()
+            or producer._uuid in self._give_up_at
+        ):
             return 0
         return max(0, producer._limit - len(producer._running_jobs) - claimed)
 
@@ -526,6 +660,8 @@ def _fill_slots() -> None:
     previous_stage = get_ext("stager.before_stage", _nothing)
     previous_rescue = get_ext("lifeline.rescue", oban_rescue)
     previous_reset = get_ext("query.reset", oban_reset)
+    previous_prune = get_ext("pruner.prune", oban_prune)
+    previous_insert = get_ext("query.insert_jobs", oban_insert_jobs)
 
     async def ack_jobs(query: Query, actions: list[AckAction]) -> list[int]:
         seam = _seams.get(query)
@@ -543,9 +679,7 @@ def _fill_slots() -> None:
         seam = _seams.get(producer._query)
         if seam is None:
             return list(await previous_get(producer))
-        if producer._uuid not in seam._by_uuid:
-            # A queue that was started after Baton was attached.
-            seam.adopt(producer)
+        seam.adopt(producer)
         return await seam.get_jobs(producer)
 
     def wrap_result(job: Job, result: Any) -> Any:
@@ -556,18 +690,33 @@ def _fill_slots() -> None:
         seam = _seams.get(query)
         if seam is not None:
             try:
-                await seam.every_second()
+                await within(_TICK_SECONDS, seam.every_second())
             except Exception:
                 # Staging is Oban's business and goes on without us.
                 logger.warning("could not sweep; trying again in a second", exc_info=True)
 
     async def rescue(query: Query, rescue_after: float) -> None:
         seam = _seams.get(query)
-        if seam is None:
+        if seam is None or previous_rescue is not oban_rescue:
             await previous_rescue(query, rescue_after)
+        if seam is not None:
+            with telemetry.span("oban.lifeline.rescue", {}) as context:
+                context.add({"rescued_count": await seam.maintenance.rescue_all()})
+
+    async def prune(query: Query, max_age: int, limit: int) -> None:
+        seam = _seams.get(query)
+        if seam is None or previous_prune is not oban_prune:
+            # Somebody who prunes in their own way goes on doing so.
+            await previous_prune(query, max_age, limit)
             return
-        with telemetry.span("oban.lifeline.rescue", {}) as context:
-            context.add({"rescued_count": await seam.engine.rescue(_RESCUE_GRACE)})
+        with telemetry.span("oban.pruner.prune", {}) as context:
+            context.add({"pruned_count": await seam.engine.prune_jobs(max_age, limit)})
+
+    async def insert_jobs(query: Query, jobs: list[Job], conn: Any = None) -> list[Job]:
+        if query not in _seams or previous_insert is not oban_insert_jobs:
+            # Whoever inserts in their own way may look for duplicates first, or write more than the rows.
+            return list(await previous_insert(query, jobs, conn))
+        return await insert_many_jobs(query, jobs, conn)
 
     async def reset(query: Query) -> None:
         await previous_reset(query)
@@ -578,6 +727,8 @@ def _fill_slots() -> None:
     _filled.update(
         {
             "lifeline.rescue": rescue,
+            "pruner.prune": prune,
+            "query.insert_jobs": insert_jobs,
             "query.reset": reset,
             "query.ack_jobs": ack_jobs,
             "producer.get_jobs": get_jobs,
@@ -587,6 +738,14 @@ def _fill_slots() -> None:
     )
     for name, function in _filled.items():
         put_ext(name, function)
+
+
+def _row_meta(producer: Producer) -> dict[str, Any]:
+    try:
+        return dict(use_ext("producer.restore", oban_producer_meta, producer))
+    except Exception:
+        logger.warning("an extension cannot describe queue %s", producer._queue, exc_info=True)
+        return {}
 
 
 async def _maybe(value: Awaitable[Any] | None) -> None:

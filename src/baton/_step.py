@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ from baton.errors import (
 logger = logging.getLogger("baton.step")
 
 EXTRA = "baton"
-# How long a step that this process has no code for waits before it is offered again, to a process that may have it.
-UNKNOWN_STEP_SNOOZE = 5
+# How long a step that this process has no code for waits before it is offered again, to a process that may have it: twice as
+# long each time, up to this.
+_LONGEST_PARKING = 60
 
 
 class ResultStore(Protocol):
@@ -341,8 +343,7 @@ class StepWorker:
         attempt = attempt_of(job)
         step = registered(name)
         if attempt is None or step is None:
-            _explain_unknown(name, in_workflow=attempt is not None)
-            raise Snooze(UNKNOWN_STEP_SNOOZE)
+            return park(job, _unknown(name, in_workflow=attempt is not None))
         arguments = await _arguments(step, job, attempt)
         if step.is_async:
             return await _run_async(step, arguments, _timeout(step, job))
@@ -356,20 +357,33 @@ class StepWorker:
         return jittery_clamped(job.attempt, job.max_attempts)
 
 
-def _explain_unknown(name: str, *, in_workflow: bool) -> None:
+def park(job: Job, reason: str) -> ObanSnooze:
+    """Leave a job for a worker that can run it: later, without using an attempt, with the reason in `meta["parked"]`.
+
+    The next claim of it takes the reason away.
+    """
+    node = job.attempted_by[0] if job.attempted_by else "unknown"
+    told = f"{reason} (on node {node})"
+    logger.warning("job %s is parked: %s", job.id, told)
+    snoozed = job.meta.get("snoozed", 0)
+    doublings = min(snoozed, 10) if isinstance(snoozed, int) and snoozed >= 0 else 0
+    # No whole seconds: each node looks once a second for what is due, and this one would always be the first to find it.
+    seconds = min(2**doublings, _LONGEST_PARKING) * random.uniform(0.5, 1.0)  # noqa: S311
+    # Oban's, for an Oban without Baton would take ours for an error, and the attempt for used.
+    return ObanSnooze(cast("int", seconds), {"parked": told})
+
+
+def _unknown(name: str, *, in_workflow: bool) -> str:
     if not in_workflow:
-        logger.warning(
-            "step %r is running in a process whose Oban has no Baton attached; it is left for one that has",
-            name,
+        return (
+            f"step {name!r} came to a process whose Oban has no Baton attached; it is left for one that has"
         )
-    elif name.startswith("__main__."):
-        logger.warning(
-            "no code for step %r here: it was defined in a script run as __main__, so only that process can run it; "
-            "move it to a module that the workers import",
-            name,
+    if name.startswith("__main__."):
+        return (
+            f"no code for step {name!r} here: it was defined in a script run as __main__, so only that process can run it; "
+            "move it to a module that the workers import"
         )
-    else:
-        logger.warning("no code for step %r here; it is left for a worker that imports it", name)
+    return f"no code for step {name!r} here; it is left for a worker that imports it"
 
 
 async def _arguments(step: Step[..., Any], job: Job, attempt: Attempt) -> dict[str, Any]:

@@ -70,6 +70,12 @@ class Waiters:
             for event in topic.events if topic else ():
                 event.set()
 
+    def wake(self) -> None:
+        """Let everybody look: notifications may have been missed."""
+        for topic in self._topics.values():
+            for event in topic.events:
+                event.set()
+
     async def until[T](
         self, run_id: UUID, kind: str, look: Callable[[], Awaitable[T | None]], timeout: float | None
     ) -> T:

@@ -5,9 +5,11 @@ import inspect
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID, uuid4
@@ -19,8 +21,19 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, migration, snapshot
+from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
-from baton._engine import Engine, connect
+from baton._engine import (
+    CONNECT,
+    Engine,
+    behind_a_pooler,
+    check_connection,
+    connect,
+    connect_options,
+    read_committed,
+)
+from baton._heartbeat import Heartbeat
+from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
 from baton._oban import Seam
 from baton._states import RunState
@@ -45,6 +58,10 @@ logger = logging.getLogger("baton")
 
 _ENGINE_CONNECTIONS = 4
 _MOST_THREADS = 10_000
+# What a stop takes besides the grace of what runs, and what each of its parts gets however little of that is left.
+_STOP_SECONDS = 1.5
+_LEAST_SECONDS = 0.2
+_MOST_SECONDS = 20.0
 
 
 class Baton:
@@ -69,6 +86,13 @@ class Baton:
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
+        rescue_after: Seconds of silence after which a process is dead and its steps run again elsewhere, from 1 up. A slow
+            step or a blocked event loop is not silent: heartbeats come from a thread, four times as often. Set it alike in all
+            processes.
+        interval: Seconds between turns of the maintenance, which repairs and prunes.
+        prune: Delete finished runs, each whole, once Oban's pruner has deleted their jobs. Without it they stay.
+        prune_limit: About how many steps a turn deletes at most. A backlog shrinks over several turns.
+        debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
         on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
             least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
             again later, here or in another process with the same `consumer`.
@@ -90,6 +114,11 @@ class Baton:
         result_limit: int = 16_000_000,
         shutdown_grace_period: float = 15.0,
         poll_interval: float = 1.0,
+        rescue_after: float = 60.0,
+        interval: float = 60.0,
+        prune: bool = False,
+        prune_limit: int = 10_000,
+        debug_log_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
     ) -> None:
@@ -110,6 +139,13 @@ class Baton:
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
+        _check_number("rescue_after", rescue_after, "seconds from 1 up", at_least=1)
+        _check_number("interval", interval, "seconds above 0", at_least=0.001)
+        if not isinstance(prune, bool):
+            raise InvalidOption(f"prune is {prune!r}; it must be True or False")
+        _check_number("prune_limit", prune_limit, "steps from 1 up", at_least=1)
+        if debug_log_max_age is not None:
+            _check_number("debug_log_max_age", debug_log_max_age, "seconds from 0 up, or None", at_least=0)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         self._dsn = dsn
@@ -122,10 +158,18 @@ class Baton:
         self._result_limit = result_limit
         self._grace = shutdown_grace_period
         self._poll_interval = poll_interval
+        self._upkeep = Upkeep(
+            interval=interval,
+            rescue_after=rescue_after,
+            prune=prune,
+            prune_limit=int(prune_limit),
+            debug_log_max_age=debug_log_max_age,
+        )
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
         self._exit: AsyncExitStack | None = None
         self._stopping = False
+        self._stop_by = float("inf")
         self._oban: Oban | None = None
         self._engine: Engine | None = None
         self._access: Access | None = None
@@ -216,7 +260,7 @@ class Baton:
             oban = self._given or await self._build_oban(stack)
             if oban._query._pool.closed:
                 await oban._query._pool.open()
-                stack.push_async_callback(oban._query._pool.close)
+                stack.push_async_callback(self._in_time, oban._query._pool.close)
             if self._seam is None:
                 self._attach(oban)
             assert self._seam is not None
@@ -224,7 +268,15 @@ class Baton:
             stack.push_async_callback(self._release)
             async with self._access.connection() as conn:
                 await migration.verify(conn, self._prefix)
+                if await behind_a_pooler(conn):
+                    logger.warning(
+                        "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
+                        "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
+                        "session"
+                    )
+            stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
             await self._start_deliveries(stack, oban)
+            stack.push_async_callback(self._stop_heartbeat)
             if not bool(oban._signal_token):
                 stack.push_async_callback(self._stop_oban, oban)
                 await oban.start()
@@ -234,16 +286,25 @@ class Baton:
                         "this Oban was stopped, and Oban cannot be started again; make a new instance"
                     )
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+            await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
-            stack.push_async_callback(self._access.waiters.stop, oban)
+            self._seam.maintenance.loop.start()
+            stack.push_async_callback(self._seam.maintenance.loop.stop)
             self._exit = stack.pop_all()
         return self
 
     async def stop(self) -> None:
-        """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing."""
+        """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing.
+
+        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and two
+        seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
+        """
         if self._exit is None or self._stopping:
             return
         assert self._seam is not None
+        assert self._oban is not None
+        grace = self._oban._shutdown_grace_period
+        self._stop_by = time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
         # Steps that are still running may insert and read until they have ended.
         self._stopping = True
         self._seam.stopping = True
@@ -252,6 +313,7 @@ class Baton:
         finally:
             self._exit = None
             self._stopping = False
+            self._stop_by = float("inf")
 
     def hurry(self) -> None:
         """Cut short a `stop` under way: running jobs are cancelled and given back now, whatever is left of their grace.
@@ -260,7 +322,8 @@ class Baton:
         goes on until it returns or the process ends, while the job may run elsewhere already.
         """
         if self._seam is not None:
-            self._seam.dispatcher.hurry()
+            self._seam.hurry()
+            self._stop_by = min(self._stop_by, time.monotonic() + _STOP_SECONDS)
 
     async def _start_server(self, stack: AsyncExitStack, data_dir: Path | None) -> None:
         from baton.local import LocalServer
@@ -276,18 +339,15 @@ class Baton:
         await (await connect(self._dsn)).close()
         pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
             self._dsn,
-            kwargs={
-                "connect_timeout": 10,
-                "keepalives_idle": 30,
-                "tcp_user_timeout": 30_000,
-                "application_name": "baton",
-            },
+            kwargs={**CONNECT, "application_name": "baton"},
             min_size=1,
             max_size=self._pool_size,
+            configure=read_committed,
+            check=check_connection,
             open=False,
             name="baton",
         )
-        stack.push_async_callback(pool.close)
+        stack.push_async_callback(self._in_time, pool.close)
         await pool.open(wait=True, timeout=30.0)
         # Oban registers itself under its name, for `Worker.enqueue`. An instance of the app's own keeps the name.
         registered = oban_instances.get("Oban")
@@ -307,13 +367,7 @@ class Baton:
         pool = oban._query._pool
         engine = Engine(
             oban._query.dsn,
-            kwargs={
-                key: value
-                for key, value in (pool.kwargs or {}).items()
-                if key not in ("autocommit", "row_factory")
-            }
-            if isinstance(pool.kwargs, dict)
-            else {},
+            kwargs=pool.kwargs,
             prefix=self._prefix,
             origin=str(uuid4()),
             pool_size=_ENGINE_CONNECTIONS,
@@ -326,7 +380,29 @@ class Baton:
         self._threads = threads
         self._oban = oban
         self._engine = engine
-        self._seam = Seam(oban, engine, threads=threads, result_limit=self._result_limit)
+        maintenance = Maintenance(
+            engine,
+            self._upkeep,
+            is_leader=lambda: oban.is_leader,
+            job_max_age=oban._pruner._max_age,
+        )
+
+        async def parameters() -> dict[str, Any]:
+            return {**await connect_options(pool.kwargs), "conninfo": await oban._query.dsn()}
+
+        self._seam = Seam(
+            oban,
+            engine,
+            maintenance,
+            heart=partial(
+                Heartbeat,
+                parameters=parameters,
+                prefix=self._prefix,
+                rescue_after=self._upkeep.rescue_after,
+            ),
+            threads=threads,
+            result_limit=self._result_limit,
+        )
         self._seam.attach()
         self._access = Access(
             self._connection,
@@ -334,6 +410,7 @@ class Baton:
             engine,
             self._prefix,
         )
+        self._seam.on_reconnect = self._access.waiters.wake
 
     async def _start_deliveries(self, stack: AsyncExitStack, oban: Oban) -> None:
         """Stopped after the queues, so that runs that end with them are told of at once."""
@@ -347,22 +424,33 @@ class Baton:
             interval=self._poll_interval,
         )
         await deliveries.start()
-        stack.push_async_callback(deliveries.stop)
+        stack.push_async_callback(self._in_time, deliveries.stop)
 
     async def _stop_oban(self, oban: Oban) -> None:
         assert self._seam is not None
         await self._seam.stop_producers()
+        await self._in_time(oban.stop)
+
+    async def _stop_heartbeat(self) -> None:
+        assert self._seam is not None
+        await self._seam.heartbeat.stop(self._left())
+
+    async def _in_time(self, stop: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Stop one part. It neither raises nor lasts: the database may be away, and the others stop as well."""
         try:
-            await oban.stop()
-        except Exception:
-            # Oban gives up its leadership in the database, which may be away. It runs out by itself.
-            logger.warning("Oban did not stop in good order", exc_info=True)
+            await within(self._left(), stop(), asked=_LEAST_SECONDS)
+        except Exception as error:
+            logger.warning("a part of Baton did not stop in good order, and is given up: %s", error)
+
+    def _left(self) -> float:
+        """Seconds that a part has for its stop."""
+        return max(_LEAST_SECONDS, min(_MOST_SECONDS, self._stop_by - time.monotonic()))
 
     async def _release(self) -> None:
         assert self._seam is not None
         assert self._engine is not None
         self._seam.detach()
-        await self._engine.close()
+        await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None
         if self._given is None:

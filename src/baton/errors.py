@@ -248,4 +248,4 @@ class JobsGone(StorageError, LookupError):
 
 
 class RunEnding(StorageError):
-    """The run is being cancelled and has steps that still run; it can be retried when it has ended."""
+    """Steps of the run still run, though it was cancelled or on what failed; it can be retried when they have ended."""

@@ -209,7 +209,8 @@ class Run:
 
         Raises:
             RunNotFound: There is no such run.
-            RunEnding: It is being cancelled, and steps of it still run.
+            RunEnding: It is being cancelled, and steps of it still run; or a step runs that goes on without what failed.
+                Nothing was changed.
             JobsGone: Oban has pruned jobs that would have to run again. Nothing was changed.
             KeyConflict: Another live run has the key of this one.
         """

@@ -16,7 +16,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from oban._query import UPDATABLE_FIELDS, Query
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, DatabaseError, OperationalError
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from tests.kit.graphs import QUEUE
@@ -38,6 +38,9 @@ _TABLES = (
     "workflow_completions",
     "workflow_checkpoints",
     "workflow_repairs",
+    "workflow_consumers",
+    "workflow_deliveries",
+    "workflow_debug_logs",
     "oban_jobs",
 )
 
@@ -55,15 +58,24 @@ INVARIANTS = {
         SELECT step.id FROM workflow_nodes AS step
         JOIN workflow_edges AS edge ON edge.dependent_id = step.id
         JOIN workflow_nodes AS cause ON cause.id = edge.dependency_id
-        WHERE step.state IN ('held', 'released')
-          AND (cause.state = 'cancelled' AND NOT step.ignore_cancelled
+        WHERE step.state IN ('held', 'released') AND step.runs_on = 'success'
+          AND (cause.state IN ('cancelled', 'skipped') AND NOT step.ignore_cancelled
                OR cause.state = 'discarded' AND NOT step.ignore_discarded)""",
     "S9 finish": """
         SELECT workflow.id FROM workflows AS workflow
         WHERE (SELECT count(*) FROM workflow_completions AS row WHERE row.workflow_id = workflow.id)
-           <> (SELECT bool_and(step.settled_at IS NOT NULL)::int FROM workflow_nodes AS step
-               WHERE step.workflow_id = workflow.id HAVING count(*) > 0 UNION ALL
-               SELECT 1 WHERE NOT EXISTS (SELECT FROM workflow_nodes WHERE workflow_id = workflow.id))""",
+           <> workflow.generation - (SELECT count(*) > 0 FROM workflow_nodes AS step
+                                     WHERE step.workflow_id = workflow.id AND step.settled_at IS NULL)::int
+           OR (SELECT max(row.generation) FROM workflow_completions AS row WHERE row.workflow_id = workflow.id)
+              > workflow.generation""",
+    "S10 outcome": """
+        SELECT workflow.id FROM workflows AS workflow
+        JOIN workflow_completions AS row ON row.workflow_id = workflow.id AND row.generation = workflow.generation
+        WHERE row.outcome <> workflow.outcome OR (workflow.outcome = 'completed' AND EXISTS (
+          SELECT FROM workflow_nodes AS step WHERE step.workflow_id = workflow.id AND step.state IN ('cancelled', 'discarded')
+            AND NOT EXISTS (SELECT FROM workflow_edges AS edge
+                            JOIN workflow_nodes AS dependent ON dependent.id = edge.dependent_id
+                            WHERE edge.dependency_id = step.id AND dependent.runs_on = 'success')))""",
     "S12 whole workflows": """
         SELECT workflow.id FROM workflows AS workflow LEFT JOIN workflow_nodes AS step ON step.workflow_id = workflow.id
         GROUP BY workflow.id HAVING count(step.id) <> workflow.steps""",
@@ -77,6 +89,30 @@ INVARIANTS = {
         WHERE NOT EXISTS (SELECT FROM workflow_nodes WHERE job_id = job.id)
         UNION ALL SELECT step.id FROM workflow_nodes AS step
         WHERE step.settled_at IS NULL AND NOT EXISTS (SELECT FROM oban_jobs WHERE id = step.job_id)""",
+    "S14 cancel": """
+        SELECT step.id FROM workflow_nodes AS step JOIN workflows AS workflow ON workflow.id = step.workflow_id
+        JOIN oban_jobs AS job ON job.id = step.job_id
+        WHERE step.settled_at IS NULL AND (step.cancel_requested_at IS NOT NULL AND job.state <> 'executing'
+              OR workflow.cancel_requested_at IS NOT NULL AND step.runs_on <> 'always' AND step.cancel_requested_at IS NULL)""",
+    "S14 pause": """
+        SELECT step.id FROM workflow_nodes AS step JOIN workflows AS workflow ON workflow.id = step.workflow_id
+        JOIN oban_jobs AS job ON job.id = step.job_id
+        WHERE workflow.paused_at IS NOT NULL AND step.settled_at IS NULL
+          AND job.state IN ('available', 'scheduled', 'retryable')""",
+    "S16 prune": """
+        SELECT row.workflow_id FROM workflow_completions AS row
+        WHERE NOT EXISTS (SELECT FROM workflows WHERE id = row.workflow_id)
+        UNION ALL SELECT row.workflow_id FROM workflow_deliveries AS row
+        WHERE NOT EXISTS (SELECT FROM workflow_completions AS done
+                          WHERE done.workflow_id = row.workflow_id AND done.generation = row.generation)
+          AND row.step_id IS NULL
+           OR row.step_id IS NOT NULL AND NOT EXISTS (
+                SELECT FROM workflow_nodes AS step JOIN workflow_edges AS edge ON edge.dependent_id = step.id
+                JOIN workflow_nodes AS cause ON cause.id = edge.dependency_id
+                WHERE step.id = row.step_id AND step.doomed AND cause.state = row.cause)
+        UNION ALL SELECT NULL FROM workflow_checkpoints AS row
+        WHERE NOT EXISTS (SELECT FROM workflow_nodes WHERE id = row.step_id)""",
+    "S17 attempts": "SELECT id FROM oban_jobs WHERE attempt < 0 OR attempt > max_attempts AND state <> 'discarded'",
     "S13 key": "SELECT min(id::text) FROM workflows WHERE finished_at IS NULL GROUP BY key HAVING count(key) > 1",
 }
 _INVARIANTS = "\nUNION ALL\n".join(
@@ -86,15 +122,30 @@ _INVARIANTS = "\nUNION ALL\n".join(
 _STEPS = """
     SELECT step.job_id, step.state, step.waiting_on, step.owed, step.doomed, step.reruns, step.attempt, step.result,
            job.state::text AS job, job.attempt AS job_attempt, job.max_attempts,
-           job.scheduled_at > timezone('UTC', now()) AS later
+           job.scheduled_at > timezone('UTC', now()) AS later, step.cancel_requested_at IS NOT NULL AS asked
     FROM workflow_nodes AS step LEFT JOIN oban_jobs AS job ON job.id = step.job_id"""
 
 _RUNS = """
-    SELECT workflow.id, workflow.unsettled, workflow.failed, workflow.excused, workflow.outcome,
-           completion.outcome AS completed_as, completion.failed_steps
-    FROM workflows AS workflow LEFT JOIN workflow_completions AS completion
-      ON completion.workflow_id = workflow.id AND completion.generation = workflow.generation"""
+    SELECT workflow.id, workflow.unsettled, workflow.failed, workflow.excused, workflow.outcome, workflow.generation,
+           workflow.paused_at IS NOT NULL AS paused, workflow.cancel_cause AS cause, workflow.rerun_of,
+           workflow.deadline_at <= now() AS overdue,
+           (SELECT coalesce(json_agg(json_build_array(row.generation, row.outcome, row.failed_steps)
+                                     ORDER BY row.generation), '[]')
+            FROM workflow_completions AS row WHERE row.workflow_id = workflow.id) AS completions
+    FROM workflows AS workflow"""
 
+_DELIVERIES = """
+    SELECT delivery.workflow_id, delivery.generation, delivery.consumer, step.job_id
+    FROM workflow_deliveries AS delivery LEFT JOIN workflow_nodes AS step ON step.id = delivery.step_id"""
+
+
+_VERBS = {
+    "cancel": "SELECT baton_cancel(%s, %s::text[], 'enough', %s)",
+    "pause": "SELECT baton_pause(%s)",
+    "resume": "SELECT baton_resume(%s)",
+    "retry": "SELECT baton_retry(%s)",
+    "rerun": "SELECT baton_rerun(%s, %s, %s::text[])",
+}
 
 _INSTEAD = re.compile(r"^-- instead of\n", re.MULTILINE)
 
@@ -162,6 +213,23 @@ class Session:
         )
         began = {job: at.replace(tzinfo=UTC) for job, at in rows}
         return [Outcome(job, began[job], "completed", result="1") for job in jobs]
+
+    # --- the verbs on runs ----------------------------------------------------------------------------
+
+    async def control(self, verb: str, *params: object) -> Any:
+        """What a verb answers, or the code of its error. Sent once: trying again is up to the caller."""
+        try:
+            return (await self.rows(_VERBS[verb], *params))[0][0]
+        except DatabaseError as error:
+            if isinstance(error, OperationalError):
+                raise
+            return error.sqlstate
+
+    async def rerun(self, run_id: UUID, new_id: UUID, names: Sequence[str] | None) -> Any:
+        return await self.control("rerun", run_id, new_id, names)
+
+    async def cancel_many(self, *jobs: int) -> dict[int, str]:
+        return dict(await self.engine.cancel_many(jobs))
 
     # --- Oban's own statements ------------------------------------------------------------------------
 
@@ -262,6 +330,18 @@ class Database:
     async def runs(self) -> dict[UUID, dict[str, Any]]:
         """Every workflow with its completion, by id."""
         return {row.pop("id"): row for row in await self._dicts(_RUNS)}
+
+    async def deliveries(self) -> list[tuple[Any, ...]]:
+        """What is to be delivered: workflow, generation, and either a consumer or the job of a step."""
+        return await self.main.rows(_DELIVERIES)
+
+    async def leftovers(self) -> list[str]:
+        """Tables with rows, but for what was there before any workflow."""
+        return [
+            table
+            for table in _TABLES
+            if table != "workflow_consumers" and await self.main.rows(f"SELECT 1 FROM {table} LIMIT 1")
+        ]
 
     async def _dicts(self, sql: str) -> list[dict[str, Any]]:
         async with self.main.conn.cursor(row_factory=dict_row) as cursor:

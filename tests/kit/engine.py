@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,6 +13,7 @@ from oban.job import Job
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from tests.kit.graphs import HOOKED
 
 from baton import Workflow, _store
 from baton._engine import Acked, Claim, Engine, Outcome
@@ -28,15 +29,19 @@ def graph(
     key: str | None = None,
     ignore_cancelled: Iterable[str] = (),
     ignore_discarded: Iterable[str] = (),
+    always: Iterable[str] = (),
+    on_failure: Iterable[str] = (),
+    hooked: Iterable[str] = (),
     scheduled: Mapping[str, datetime] | None = None,
     queues: Mapping[str, str] | None = None,
     max_attempts: int = 3,
+    deadline: datetime | timedelta | None = None,
 ) -> Workflow:
     """A workflow of ordinary Oban jobs that nobody will run, from names to the names they wait for."""
-    workflow = Workflow(name, key=key)
+    workflow = Workflow(name, key=key, deadline=deadline)
     for step, waits_for in deps.items():
         job = Job(
-            "tests.kit.Nobody",
+            HOOKED if step in set(hooked) else "tests.kit.Nobody",
             queue=(queues or {}).get(step, "default"),
             scheduled_at=(scheduled or {}).get(step),
             max_attempts=max_attempts,
@@ -47,6 +52,8 @@ def graph(
             deps=list(waits_for),
             ignore_cancelled=step in set(ignore_cancelled),
             ignore_discarded=step in set(ignore_discarded),
+            always=step in set(always),
+            on_failure=step in set(on_failure),
         )
     return workflow
 

@@ -12,6 +12,17 @@ from baton.workflow import Workflow
 QUEUE = "default"
 
 
+class Hooked:
+    """A worker that nobody runs, and that wants to hear that a dependency doomed it."""
+
+    async def on_dep_cancelled(self, reason: str, job: Job) -> None: ...
+
+    async def on_dep_discarded(self, reason: str, job: Job) -> None: ...
+
+
+HOOKED = f"{Hooked.__module__}.{Hooked.__qualname__}"
+
+
 @dataclass(frozen=True, slots=True)
 class Vertex:
     """A step of a random graph. `deps` are places of vertices before it; `later` schedules it for tomorrow."""
@@ -21,11 +32,16 @@ class Vertex:
     ignore_discarded: bool = False
     max_attempts: int = 20
     later: bool = False
+    runs_on: str = "success"
+    hooked: bool = False
 
     @property
     def ignores(self) -> frozenset[str]:
         flags = {"cancelled": self.ignore_cancelled, "discarded": self.ignore_discarded}
         return frozenset(state for state, ignored in flags.items() if ignored)
+
+
+_RUNS_ON = ["success", "success", "success", "always", "failure"]
 
 
 @st.composite
@@ -45,6 +61,8 @@ def dags(draw: st.DrawFn, min_steps: int = 0, max_steps: int = 12) -> tuple[Vert
                 ignore_discarded=lenient or draw(st.booleans()),
                 max_attempts=draw(st.sampled_from([20, 1, 2])),
                 later=draw(st.sampled_from([False, False, False, True])),
+                runs_on=draw(st.sampled_from(_RUNS_ON if deps else _RUNS_ON[:-1])),
+                hooked=draw(st.booleans()),
             )
         )
     return tuple(vertices)
@@ -55,14 +73,16 @@ def name_of(place: int) -> str:
     return f"s{place}"
 
 
-def build(dag: Sequence[Vertex], *, name: str = "random", key: str | None = None) -> Workflow:
-    """The workflow of a graph; its jobs belong to a worker that nobody has."""
-    workflow = Workflow(name, key=key)
+def build(
+    dag: Sequence[Vertex], *, name: str = "random", key: str | None = None, deadline: timedelta | None = None
+) -> Workflow:
+    """The workflow of a graph; its jobs belong to workers that nobody runs."""
+    workflow = Workflow(name, key=key, deadline=deadline)
     for place, vertex in enumerate(dag):
         workflow.add(
             name_of(place),
             Job(
-                "tests.Nobody",
+                HOOKED if vertex.hooked else "tests.Nobody",
                 queue=QUEUE,
                 args={"place": place},
                 max_attempts=vertex.max_attempts,
@@ -71,5 +91,7 @@ def build(dag: Sequence[Vertex], *, name: str = "random", key: str | None = None
             deps=[name_of(dep) for dep in vertex.deps],
             ignore_cancelled=vertex.ignore_cancelled,
             ignore_discarded=vertex.ignore_discarded,
+            always=vertex.runs_on == "always",
+            on_failure=vertex.runs_on == "failure",
         )
     return workflow

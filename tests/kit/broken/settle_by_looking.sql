@@ -5,7 +5,9 @@
   ORDER BY workflow.id FOR NO KEY UPDATE;
 -- this
 -- instead of
-  queues := /* schema */baton_release(settled);
+    SELECT * INTO went FROM /* schema */baton_release(level);
+    queues := queues || went.queues;
+    EXIT WHEN went.skipped = '{}';
 -- this
   DECLARE
     released bigint[];
@@ -30,3 +32,4 @@
     END IF;
     queues := /* schema */baton_release_jobs(/* schema */baton_take_jobs(released));
   END;
+  EXIT;

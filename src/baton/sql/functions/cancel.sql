@@ -1,6 +1,7 @@
 -- cancel: end a run, or some of its steps. Steps that do not run settle here; those that do are asked to end, in their own row
 -- and by notification, and end cancelled whatever their attempt comes to. Nothing that was cancelled starts afterwards.
--- p_steps: names, null for the whole run: all of it but the steps that run whatever happens. p_cause: request or deadline.
+-- p_steps: names, null for the whole run: all of it but the steps that run whatever happens, which a pause holds back no longer.
+-- p_cause: request or deadline; a deadline that was moved meanwhile ends nothing, and 'executing' is returned.
 -- Returns what the run ends as, or, for steps, the state in which each one ends, in the order of their names; null where there is
 -- no such run or step. The first cancel of a run counts; a second changes nothing and returns the same.
 CREATE OR REPLACE FUNCTION /* schema */baton_cancel(
@@ -11,17 +12,18 @@ DECLARE
   asked bigint[];
   ended bigint[];
   jobs bigint[];
-  queues text[];
+  queues text[] := '{}';
 BEGIN
   IF NOT /* schema */baton_lock_jobs(p_workflow, false) THEN
     RETURN NULL;
   END IF;
-  SELECT workflow.outcome, workflow.cancel_cause INTO run FROM /* schema */workflows AS workflow WHERE workflow.id = p_workflow;
+  SELECT workflow.outcome, workflow.cancel_cause, workflow.paused_at, workflow.deadline_at INTO run
+  FROM /* schema */workflows AS workflow WHERE workflow.id = p_workflow;
 
-  IF run.outcome IS NULL THEN
+  IF run.outcome IS NULL AND (p_cause <> 'deadline' OR run.deadline_at <= clock_timestamp()) THEN
     IF p_steps IS NULL AND run.cancel_cause IS NULL THEN
       UPDATE /* schema */workflows AS workflow
-      SET cancel_requested_at = clock_timestamp(), cancel_reason = p_reason, cancel_cause = p_cause
+      SET cancel_requested_at = clock_timestamp(), cancel_reason = p_reason, cancel_cause = p_cause, paused_at = NULL
       WHERE workflow.id = p_workflow AND workflow.cancel_cause IS NULL;
     END IF;
 
@@ -44,12 +46,18 @@ BEGIN
         array_fill(NULL::text, ARRAY[cardinality(ended)]), array_fill(p_reason, ARRAY[cardinality(ended)]));
       UPDATE /* schema */workflow_nodes AS step SET owed = false WHERE step.id = ANY(ended) AND step.owed;
       PERFORM /* schema */baton_cancel_jobs(jobs);
-      PERFORM /* schema */baton_wake(queues, '{}', NULL);
     END IF;
+    IF p_steps IS NULL AND run.cancel_cause IS NULL AND run.paused_at IS NOT NULL THEN
+      queues := queues || /* schema */baton_release_jobs(ARRAY(
+        SELECT step.job_id FROM /* schema */workflow_nodes AS step
+        WHERE step.workflow_id = p_workflow AND step.state = 'released'));
+    END IF;
+    PERFORM /* schema */baton_wake(queues, '{}', NULL);
   END IF;
 
   IF p_steps IS NULL THEN
-    RETURN (SELECT ARRAY[coalesce(workflow.outcome, CASE workflow.cancel_cause WHEN 'deadline' THEN 'failed' ELSE 'cancelled' END)]
+    RETURN (SELECT ARRAY[coalesce(workflow.outcome, CASE workflow.cancel_cause WHEN 'request' THEN 'cancelled'
+                                                                         WHEN 'deadline' THEN 'failed' ELSE 'executing' END)]
             FROM /* schema */workflows AS workflow WHERE workflow.id = p_workflow);
   END IF;
   RETURN ARRAY(

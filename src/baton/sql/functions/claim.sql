@@ -14,7 +14,9 @@ BEGIN
   ), claimed AS (
     UPDATE /* schema */oban_jobs AS job
     SET state = 'executing', attempt = job.attempt + 1, attempted_at = timezone('UTC', clock_timestamp()),
-        attempted_by = ARRAY[p_node, p_producer::text]
+        attempted_by = ARRAY[p_node, p_producer::text],
+        -- Why it was parked holds no longer; it is parked anew if it does.
+        meta = CASE WHEN job.meta ? 'parked' THEN job.meta - 'parked' ELSE job.meta END
     FROM locked WHERE job.id = locked.id
     RETURNING job.*
   )

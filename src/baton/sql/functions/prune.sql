@@ -13,11 +13,11 @@ DECLARE
 BEGIN
   deleted := '{}';
   -- Whoever revives one holds its row, or sees the state here when it has it.
-  SELECT array_agg(old.id), CASE count(*) WHEN p_limit THEN max(old.finished_at) END INTO seen, stopped_at FROM (
+  SELECT array_agg(old.id), CASE count(*) WHEN greatest(p_limit, 1000) THEN max(old.finished_at) END INTO seen, stopped_at FROM (
     SELECT workflow.id, workflow.finished_at FROM /* schema */workflows AS workflow
     WHERE workflow.finished_at <= clock_timestamp() - make_interval(secs => p_age)
-      AND (p_after IS NULL OR workflow.finished_at >= p_after)
-    ORDER BY workflow.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+      AND workflow.finished_at >= coalesce(p_after, '-infinity')
+    ORDER BY workflow.finished_at LIMIT greatest(p_limit, 1000) FOR UPDATE SKIP LOCKED
   ) AS old;
   SELECT array_agg(dead.id) INTO ids FROM (
     SELECT workflow.id, sum(greatest(workflow.steps, 1)) OVER (ORDER BY workflow.finished_at, workflow.id)

@@ -1,5 +1,5 @@
 -- rerun: insert a run that does part of another one again. Steps that completed and are not downstream of p_from are copied with
--- their results, as settled; all others run. The other run may be live, and stays as it is.
+-- their results, as settled; all others run, unless a skipped one keeps them from it. The other run may be live, and stays as it is.
 -- p_from: names of steps, null for all. Returns whether there is such a run. Errors: BT002 as in retry; BT004 when there is no
 -- such step, its name as the detail. The new run has no key: that is for whoever inserts.
 CREATE OR REPLACE FUNCTION /* schema */baton_rerun(p_workflow uuid, p_id uuid, p_from text[]) RETURNS boolean
@@ -7,8 +7,8 @@ LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   source record;
   missing text;
-  gone text[];
   cone bigint[];
+  gone text[];
   queues text[];
   step_sequence regclass := pg_get_serial_sequence('/* schema */workflow_nodes', 'id');
   job_sequence regclass := pg_get_serial_sequence('/* schema */oban_jobs', 'id');
@@ -31,18 +31,12 @@ BEGIN
     UNION
     SELECT edge.dependent_id FROM reached JOIN /* schema */workflow_edges AS edge ON edge.dependency_id = reached.id
   )
-  SELECT coalesce(array_agg(step.id), '{}'), array_agg(step.name ORDER BY step.position) FILTER (WHERE job.id IS NULL)
-  INTO cone, gone
-  FROM reached JOIN /* schema */workflow_nodes AS step ON step.id = reached.id
-  LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id;
-  IF gone IS NOT NULL THEN
-    RAISE EXCEPTION 'jobs of workflow % are gone', p_workflow USING ERRCODE = 'BT002', DETAIL = array_to_string(gone, ' ');
-  END IF;
+  SELECT coalesce(array_agg(reached.id), '{}') INTO cone FROM reached;
 
   INSERT INTO /* schema */workflows (id, name, definition_hash, steps, unsettled, finished_at, outcome, rerun_of, deadline_at)
   VALUES (p_id, source.name, source.definition_hash, source.steps, cardinality(cone),
           CASE WHEN cone = '{}' THEN now() END, CASE WHEN cone = '{}' THEN 'completed' END,
-          p_workflow, now() + (source.deadline_at - source.inserted_at));
+          p_workflow, now() + (source.deadline_at - coalesce(source.revived_at, source.inserted_at)));
   IF cone = '{}' THEN
     INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
     VALUES (p_id, 1, 'completed', '{}', now());
@@ -96,7 +90,15 @@ BEGIN
     RETURNING queue, state
   )
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM jobs;
-  PERFORM /* schema */baton_wake(queues, '{}', NULL);
+  -- Looked for only now: Oban prunes whenever it likes, and whoever holds a run does not wait for its jobs.
+  SELECT array_agg(step.name ORDER BY step.position) INTO gone
+  FROM /* schema */workflow_nodes AS step
+  WHERE step.workflow_id = p_id AND step.state IN ('held', 'released')
+    AND NOT EXISTS (SELECT FROM /* schema */oban_jobs AS job WHERE job.id = step.job_id);
+  IF gone IS NOT NULL THEN
+    RAISE EXCEPTION 'jobs of workflow % are gone', p_workflow USING ERRCODE = 'BT002', DETAIL = array_to_string(gone, ' ');
+  END IF;
+  PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_id), '{}', NULL);
   RETURN true;
 END
 $$;

@@ -1,13 +1,16 @@
 -- retry: revive what failed in a run, in place: the steps that ended cancelled or discarded, and everything downstream of them that
--- has settled. What does not hang on a failure keeps its result. A finished run begins its next generation.
+-- has settled; what was released and has not started waits again. What does not hang on a failure keeps its result. A finished run
+-- begins its next generation.
 -- Returns the names of the steps revived, none if nothing had failed; null where there is no such run. Errors: BT002 when jobs
--- are gone, with the names of their steps as the detail; BT003 while the run is being cancelled.
+-- are gone, with the names of their steps as the detail; BT003 while the run is being cancelled, or while a job downstream of a
+-- failure runs, with the names of such steps as the detail: it would go on with what is no longer so.
 CREATE OR REPLACE FUNCTION /* schema */baton_retry(p_workflow uuid) RETURNS text[] LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   run record;
   cone bigint[];
   names text[];
   gone text[];
+  running text[];
   queues text[];
 BEGIN
   IF NOT /* schema */baton_lock_jobs(p_workflow, true) THEN
@@ -24,29 +27,34 @@ BEGIN
     UNION
     SELECT edge.dependent_id FROM reached JOIN /* schema */workflow_edges AS edge ON edge.dependency_id = reached.id
   )
-  SELECT array_agg(step.id), array_agg(step.name ORDER BY step.position),
-         array_agg(step.name ORDER BY step.position) FILTER (WHERE job.id IS NULL)
-  INTO cone, names, gone
+  SELECT array_agg(step.id), array_agg(step.name ORDER BY step.position) FILTER (WHERE step.settled_at IS NOT NULL),
+         array_agg(step.name ORDER BY step.position) FILTER (WHERE job.id IS NULL),
+         array_agg(step.name ORDER BY step.position) FILTER (WHERE job.state = 'executing')
+  INTO cone, names, gone, running
   FROM reached JOIN /* schema */workflow_nodes AS step ON step.id = reached.id
   LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
-  WHERE step.state NOT IN ('held', 'released');
+  WHERE step.state <> 'held';
   IF cone IS NULL THEN
     RETURN '{}';
   END IF;
   IF gone IS NOT NULL THEN
     RAISE EXCEPTION 'jobs of workflow % are gone', p_workflow USING ERRCODE = 'BT002', DETAIL = array_to_string(gone, ' ');
   END IF;
+  IF running IS NOT NULL THEN
+    RAISE EXCEPTION 'steps of workflow % are running', p_workflow USING ERRCODE = 'BT003', DETAIL = array_to_string(running, ' ');
+  END IF;
 
-  -- A completed step that runs again must not find what it stored for other inputs.
+  -- A step whose inputs will be others must not find what it stored for these.
   DELETE FROM /* schema */workflow_checkpoints AS checkpoint WHERE checkpoint.step_id IN (
-    SELECT step.id FROM unnest(cone) AS revived (id) JOIN /* schema */workflow_nodes AS step ON step.id = revived.id
-    WHERE step.state = 'completed');
-  DELETE FROM /* schema */workflow_deliveries AS delivery WHERE delivery.step_id IN (SELECT unnest(cone));
+    SELECT edge.dependent_id FROM unnest(cone) AS revived (id)
+    JOIN /* schema */workflow_edges AS edge ON edge.dependency_id = revived.id);
+  DELETE FROM /* schema */workflow_deliveries AS delivery
+  WHERE delivery.workflow_id = p_workflow AND delivery.step_id IN (SELECT unnest(cone));
 
   UPDATE /* schema */workflow_nodes AS step
   SET state = 'held', waiting_on = 1, owed = false, doomed = false, attempt = NULL, result = NULL, error = NULL,
       started_at = NULL, settled_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL
-  FROM unnest(cone) AS revived (id) WHERE step.id = revived.id AND step.settled_at IS NOT NULL;
+  FROM unnest(cone) AS revived (id) WHERE step.id = revived.id AND step.state <> 'held';
   UPDATE /* schema */workflow_nodes AS step
   SET waiting_on = counted.unsettled, state = CASE counted.unsettled WHEN 0 THEN 'released' ELSE 'held' END
   FROM (
@@ -61,7 +69,7 @@ BEGIN
   IF run.finished_at IS NOT NULL THEN
     UPDATE /* schema */workflows AS workflow
     SET generation = workflow.generation + 1, paused_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL, cancel_cause = NULL,
-        deadline_at = now() + (workflow.deadline_at - workflow.inserted_at)
+        revived_at = now(), deadline_at = now() + (workflow.deadline_at - coalesce(workflow.revived_at, workflow.inserted_at))
     WHERE workflow.id = p_workflow;
   END IF;
 
@@ -77,7 +85,7 @@ BEGIN
     RETURNING job.queue, job.state
   )
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM revived;
-  PERFORM /* schema */baton_wake(queues, '{}', NULL);
+  PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_workflow), '{}', NULL);
   RETURN names;
 END
 $$;

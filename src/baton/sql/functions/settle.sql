@@ -1,4 +1,4 @@
--- settle: steps reach completed, cancelled or discarded, once, and everything that follows from it happens here.
+-- settle: steps reach completed, cancelled, discarded or skipped, once, and everything that follows from it happens here.
 -- Every way for a step to end passes this function, in the transaction that ended it. A step that has settled already is
 -- left alone, so a late or repeated call changes nothing. The caller has locked the job rows, ids ascending.
 -- Arrays run in parallel, one element per step. A step completed without a result (NULL) was completed by somebody who knows

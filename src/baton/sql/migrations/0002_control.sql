@@ -9,6 +9,7 @@ ALTER TABLE /* schema */workflows
   ADD COLUMN cancel_cause text CHECK (cancel_cause IN ('request', 'deadline')),
   ADD COLUMN deadline_at timestamptz,
   ADD COLUMN rerun_of uuid,
+  ADD COLUMN revived_at timestamptz,
   DROP CONSTRAINT workflows_outcome_check,
   DROP CONSTRAINT workflow_outcome_follows_its_steps,
   ADD CONSTRAINT cancel_has_a_cause CHECK ((cancel_requested_at IS NULL) = (cancel_cause IS NULL)),
@@ -18,6 +19,7 @@ ALTER TABLE /* schema */workflows
     ELSE 'completed' END) NOT VALID;
 
 COMMENT ON COLUMN /* schema */workflows.cancel_cause IS 'who ended it early: a request, or its deadline';
+COMMENT ON COLUMN /* schema */workflows.revived_at IS 'when its present generation began; null in the first';
 COMMENT ON COLUMN /* schema */workflows.rerun_of IS 'the workflow whose settled steps this one copied';
 
 CREATE INDEX workflows_deadline ON /* schema */workflows (deadline_at) WHERE finished_at IS NULL AND deadline_at IS NOT NULL;
