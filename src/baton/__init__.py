@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from baton.events import WorkflowFinished
     from baton.run import Run
     from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
 
@@ -41,9 +42,13 @@ __all__ = [
     "Baton",
     "BatonError",
     "Cancel",
+    "Cause",
+    "Explanation",
     "Graph",
+    "Reason",
     "Ref",
     "Run",
+    "RunExplanation",
     "RunState",
     "RunStatus",
     "RunSummary",
@@ -69,8 +74,12 @@ __all__ = [
 # Name to the module that has it; a name of its own module stands for the module.
 _LAZY = {
     "Baton": "baton.client",
+    "Cause": "baton.why",
+    "Explanation": "baton.why",
     "Graph": "baton.snapshot",
+    "Reason": "baton.why",
     "Run": "baton.run",
+    "RunExplanation": "baton.why",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",

@@ -25,7 +25,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from baton import Run, RunState, RunStatus, RunSummary, StepState, StepStatus
+from baton import Explanation, Run, RunExplanation, RunState, RunStatus, RunSummary, StepState, StepStatus
 
 _POLL = 0.1
 _NARROWEST = 8
@@ -211,6 +211,25 @@ def picture(
     hidden = Counter(step.state for step in status.steps) - Counter(step.state for step in chosen)
     rest = ", ".join(f"{count} {state}" for state, count in hidden.items())
     return Group(head, table, Text(f"and {hidden.total()} more: {rest}", style="dim"))
+
+
+def explained(console: Console, found: Explanation | RunExplanation) -> RenderableType:
+    """Why a step is where it is, a cause a line; or that of each step of a run, and how many more there are."""
+    if isinstance(found, Explanation):
+        head = _signed(found.state, f"{safe(found.step)}  {found.state}", console)
+        return Group(head, *(Text(f"  {safe(cause.text)}") for cause in found.causes))
+    run = found.run
+    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    head.no_wrap, head.overflow = True, _cut(console)
+    if run.state is not RunState.EXECUTING:
+        return Group(head, Text("it has finished: nothing of it is left to happen"))
+    rows = [
+        [_signed(step.state, safe(step.step), console), Text(step.state), Text(safe(step.text))]
+        for step in found.steps
+    ]
+    table = _table(console, ["step", "state", "why"], rows, narrow=[2, 0], one_row=False, right=[])
+    more = run.unsettled - len(found.steps)
+    return Group(head, table, *([Text(f"and {more:,} more that have not ended", style="dim")] * (more > 0)))
 
 
 def _table(

@@ -1,4 +1,4 @@
-"""The command line: `baton migrate`, `start`, `list`, `show` and `demo`; see also `_terminal` and `_foreground`.
+"""The command line: `baton migrate`, `start`, `list`, `show`, `why` and `demo`; see also `_terminal` and `_foreground`.
 
 Exit codes:
     0    all went well; `start` was stopped by one signal and its running steps ended in time
@@ -99,7 +99,7 @@ def _failure(error: Exception) -> Failure | None:
             return CannotStart(str(error))
         case errors.StartError():
             return CannotStart(_one_line(error))
-        case errors.DefinitionError() | errors.RunNotFound():
+        case errors.DefinitionError() | errors.RunNotFound() | errors.ResultNotFound():
             return Unusable(_one_line(error))
         case errors.BatonError():
             return Failure(_one_line(error))
@@ -409,6 +409,31 @@ def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid
         _terminal.show(console, _terminal.picture(console, status, dependencies=True))
         for name, value in results.items():
             click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.argument("step", required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def why(target: Target, run_id: str, step: str | None, as_json: bool) -> None:
+    """Say why nothing is happening: what a step waits for, or each step of a run that has not ended.
+
+    Of a large run it explains 50 steps, those first that could run, and counts the others.
+    """
+    from baton import _terminal
+
+    async def read() -> "api.Explanation | api.RunExplanation":
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return await run.why() if step is None else await run.why(step)
+
+    found = asyncio.run(read())
+    if as_json:
+        click.echo(_terminal.as_json(found))
+    else:
+        console = _terminal.open_console()
+        _terminal.show(console, _terminal.explained(console, found))
 
 
 @cli.command(context_settings=_HELP)
