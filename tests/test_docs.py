@@ -283,6 +283,7 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("Graph", baton.Graph),
     *_public_methods("RunStatus", baton.RunStatus),
     *_public_methods("StepStatus", baton.StepStatus),
+    *_public_methods("Explanation", baton.Explanation),
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_methods("LocalServer", local.LocalServer),
