@@ -27,7 +27,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import errors, events, migration, testing
+    from baton import doctor, errors, events, migration, testing
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
@@ -62,6 +62,7 @@ __all__ = [
     "Workflow",
     "WorkflowFinished",
     "current",
+    "doctor",
     "errors",
     "events",
     "migration",
@@ -91,6 +92,7 @@ _LAZY = {
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",
     "current": "baton._step",
+    "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
