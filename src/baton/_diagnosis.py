@@ -1,10 +1,11 @@
 """What `baton.doctor` looks for, and what it says about what it finds: a table of checks, without a database.
 
-A check is a statement that returns a row for each thing that is wrong, and the words for such a row. Where words alone will not do,
-a function judges the rows.
+A check is a statement that returns a row for each thing that is wrong, and the words for such a row. Where words alone will
+not do, a function judges the rows.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -64,6 +65,9 @@ class Limits:
     lost: float = 180.0
 
 
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What is known of the connection before anything is asked."""
@@ -83,10 +87,8 @@ class Context:
         """What texts may name."""
         return {
             "prefix": self.prefix,
-            "role": self.role,
+            "role": self.role if _PLAIN.fullmatch(self.role) else '"' + self.role.replace('"', '""') + '"',
             "migrate": self.command("migrate"),
-            "why": self.command("why RUN"),
-            "list": self.command("list"),
         }
 
 
@@ -228,8 +230,8 @@ def _pooler(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator[t
     if len(sessions) > 1:
         yield (
             Level.ERROR,
-            f"statements of one connection were answered by {len(sessions)} sessions of the server: a pooler in transaction mode "
-            "stands in between, through which no notification arrives and prepared statements fail",
+            f"statements of one connection were answered by {len(sessions)} sessions of the server: a pooler in transaction "
+            "mode stands in between, through which no notification arrives and prepared statements fail",
             remedy,
         )
     elif context.session not in sessions:
@@ -249,8 +251,8 @@ def _clock(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator[tu
     if abs(offset) > limits.clock:
         yield (
             Level.WARNING,
-            f"the clock of this machine is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the database's; steps that "
-            "are scheduled from here start that much too late or too early",
+            f"the clock of this machine is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the database's; steps "
+            "that are scheduled from here start that much too late or too early",
             "timedatectl set-ntp true, on both machines",
         )
 
@@ -258,8 +260,8 @@ def _clock(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator[tu
 def _functions(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator[tuple[Level, str, str]]:
     wanted = {name: _body(_store.render(text, context.prefix)) for name, text in _store.functions()}
     present = [row["name"] for row in rows]
-    remedy = f"{context.command('migrate')}; if that changes nothing, {_RENEW} first"
-    remedy = remedy.format(prefix=context.prefix)
+    forget = f"UPDATE {context.prefix}.workflow_migrations SET name = '' WHERE version = 0"
+    remedy = f"{forget}; then {context.command('migrate')}, which renews them"
     missing = sorted(wanted.keys() - present)
     if missing:
         yield Level.ERROR, f"functions are missing: {_few(missing)}", remedy
@@ -274,9 +276,6 @@ def _functions(rows: Sequence[Row], context: Context, limits: Limits) -> Iterato
             "changed them",
             remedy,
         )
-
-
-_RENEW = "UPDATE \"{prefix}\".workflow_migrations SET name = '' WHERE version = 0"
 
 
 def _body(text: str) -> str:
@@ -329,8 +328,8 @@ def _audit(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator[tu
         yield (
             Level.ERROR,
             f"{row['count']} times, {row['invariant']} is not as it must be, for instance in {where}: it {row['detail']}",
-            "let a worker run for two minutes, which repairs what changes of others left behind; report what is still there then, "
-            "with this text",
+            "let a worker run for two minutes, which repairs what changes of others left behind; report what is still there "
+            "then, with this text",
         )
 
 
@@ -348,7 +347,7 @@ def _unserved(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator
             yield (
                 Level.ERROR,
                 f"{waiting}no worker serves it",
-                f"baton start --app MODULE:ATTRIBUTE --queue {row['queue']}=10",
+                f"baton start --app MODULE:ATTRIBUTE --queue {shlex.quote(row['queue'])}=10",
             )
 
 
@@ -402,7 +401,7 @@ CHECKS: tuple[Check, ...] = (
         "what is committed survives a crash of the server",
         "doctor/read_durability",
         found="{name} is off: a crash of the server may lose or damage what was committed",
-        remedy="ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf(); and look whether a role or database sets it otherwise: \\drds",
+        remedy="ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf(); and look whether a role or database sets it otherwise",
         needs_schema=False,
     ),
     Check(
@@ -434,7 +433,7 @@ CHECKS: tuple[Check, ...] = (
         "there is room for more connections",
         "doctor/read_connections",
         found="{whose} has {used} of {allowed} connections in use",
-        remedy="lower pool_size, stop what idles (SELECT * FROM pg_stat_activity), or raise max_connections or the CONNECTION LIMIT",
+        remedy="lower pool_size, stop what idles (SELECT * FROM pg_stat_activity), or raise the limit",
         needs_schema=False,
     ),
     Check(
@@ -443,7 +442,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_transactions",
         level=Level.WARNING,
         found="session {pid} of {usename} ({application}) has been {state} in one transaction for {seconds} s",
-        remedy="SELECT pg_terminate_backend({pid}); against the next one: ALTER ROLE {usename} SET idle_in_transaction_session_timeout = '1min'",
+        remedy="SELECT pg_terminate_backend({pid}); against the next one: "
+        "ALTER ROLE {usename} SET idle_in_transaction_session_timeout = '1min'",
         needs_schema=False,
     ),
     Check(
@@ -469,7 +469,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_deadlocks",
         level=Level.WARNING,
         found="{deadlocks} deadlocks in this database since {since}",
-        remedy="look for `deadlock detected` in the server's log; statements that change many jobs must take them in the order of their ids",
+        remedy="look for `deadlock detected` in the server's log; statements that change many jobs must take them in the order "
+        "of their ids",
         needs_schema=False,
     ),
     Check(
@@ -566,7 +567,7 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_orphans",
         level=Level.WARNING,
         found="{count} {what}",
-        remedy="steps end by themselves while a worker runs; the others were left by a DELETE by hand and can be deleted likewise",
+        remedy="steps end by themselves while a worker runs; the others were left by a DELETE by hand and can be deleted so",
     ),
     Check(
         "deliveries",
@@ -614,7 +615,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_leaders",
         level=Level.WARNING,
         found="{what}; maintenance is done late, or twice",
-        remedy="run workers with this version of Baton on all nodes, whose leases last until they are renewed; give instances of Oban one name",
+        remedy="run workers with this version of Baton on all nodes, whose leases last until they are renewed; give instances "
+        "of Oban one name",
     ),
     Check(
         "producers",
@@ -622,7 +624,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_stale_producers",
         level=Level.WARNING,
         found="the worker of queue {queue} on node {node} has given no sign of life for {seconds} s",
-        remedy="if its process is alive, something blocks it: restart it; if not, another worker removes its row and runs its jobs again",
+        remedy="if its process is alive, something blocks it: restart it; if not, another worker removes its row and runs its "
+        "jobs again",
     ),
     Check(
         "workers",
@@ -635,8 +638,8 @@ CHECKS: tuple[Check, ...] = (
         "every job that runs has a process",
         "doctor/read_lost_jobs",
         level=Level.WARNING,
-        found="{count} jobs are executing, and of the processes on {nodes} nothing is known; {producers} workers are, and the server, whose crash "
-        "empties their table, has run since {started_at}",
+        found="{count} jobs are executing, and of the processes on {nodes} nothing is known; {producers} workers are, and the "
+        "server, whose crash empties their table, has run since {started_at}",
         remedy="start a worker, which runs them again: baton start --app MODULE:ATTRIBUTE",
     ),
     Check(

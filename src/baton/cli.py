@@ -1,4 +1,4 @@
-"""The command line: `baton migrate`, `start`, `list`, `show`, `why`, `doctor` and `demo`; see also `_terminal` and `_foreground`.
+"""The command line: `baton migrate`, `start`, `list`, `show`, `why`, `doctor`, `demo`; see also `_terminal` and `_foreground`.
 
 Exit codes:
     0    all went well; `start` was stopped by one signal and its running steps ended in time

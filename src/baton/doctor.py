@@ -137,7 +137,7 @@ async def _schema(conn: AsyncConnection[Any], context: Context) -> tuple[Finding
         async with _bounded(conn, 5.0):
             state = await migration._read(conn, context.prefix)
     except SchemaConflict as conflict:
-        return wrong(str(conflict), f"{migrate.partition(' --prefix')[0]} --prefix another_schema"), None
+        return wrong(str(conflict), replace(context, prefix="another_schema").command("migrate")), None
     except psycopg.Error as error:
         if conn.closed or isinstance(error, _LAST_WORDS):
             raise

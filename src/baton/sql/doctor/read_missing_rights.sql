@@ -13,9 +13,11 @@ SELECT 'USAGE on sequence ' || sequence.relname
 FROM pg_class AS sequence
 JOIN pg_depend AS owned ON owned.objid = sequence.oid AND owned.classid = 'pg_class'::regclass AND owned.deptype IN ('a', 'i')
 JOIN pg_class AS class ON class.oid = owned.refobjid
-WHERE sequence.relkind = 'S' AND class.relnamespace = to_regnamespace('"/* prefix */"') AND class.relname = ANY(%(ours)s::text[] || %(oban)s::text[])
+WHERE class.relnamespace = to_regnamespace('"/* prefix */"') AND class.relname = ANY(%(ours)s::text[] || %(oban)s::text[])
   -- The default of an identity column needs no right; Baton takes ids ahead for these two.
-  AND class.relname IN ('oban_jobs', 'workflow_nodes') AND NOT has_sequence_privilege(sequence.oid, 'USAGE')
+  AND class.relname IN ('oban_jobs', 'workflow_nodes')
+  -- One expression, so that the right is asked of sequences alone.
+  AND CASE sequence.relkind WHEN 'S' THEN NOT has_sequence_privilege(sequence.oid, 'USAGE') END
 UNION ALL
 SELECT 'EXECUTE on function ' || routine.proname
 FROM pg_proc AS routine
