@@ -101,10 +101,10 @@ async def _ask(conn: AsyncConnection[Any], one: Check, prefix: str) -> list[dict
     if one.name in _diagnosis.OWN_PARAMS:
         params |= _diagnosis.OWN_PARAMS[one.name](_LIMITS)
     async with _bounded(conn, one.seconds), conn.cursor(row_factory=dict_row) as cursor:
-        asked_at = datetime.now(UTC)
+        asked_at = _now()
         # Not prepared: a pooler may stand in between, which is one of the questions.
         await cursor.execute(_statement(one.statement, prefix), params, prepare=False)
-        answered_at = datetime.now(UTC)
+        answered_at = _now()
         rows = await cursor.fetchall()
     return [{**row, "asked_at": asked_at, "answered_at": answered_at} for row in rows]
 
@@ -119,6 +119,10 @@ async def _bounded(conn: AsyncConnection[Any], seconds: float) -> AsyncIterator[
             f"SET LOCAL lock_timeout = '{_LOCK_SECONDS:g}s'".encode()
         )
         yield
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _statement(name: str, prefix: str) -> bytes:
