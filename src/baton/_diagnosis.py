@@ -195,6 +195,8 @@ def unknown(check: str, error: str, context: Context) -> Finding:
     """A check that could not look."""
     if "permission denied" in error:
         remedy = f"{context.command('migrate')} --grant {context.role}, as the owner of the tables"
+    elif "during recovery" in error:
+        remedy = "ask the primary: a standby does not have the tables of leaders and producers"
     elif "timeout" in error:
         remedy = "the database is busy, or somebody holds a lock; see the checks `locks` and `transactions`, and try again"
     else:
@@ -268,7 +270,9 @@ def _functions(rows: Sequence[Row], context: Context, limits: Limits) -> Iterato
     twice = sorted({name for name in present if present.count(name) > 1})
     if twice:
         yield Level.ERROR, f"functions are there more than once: {_few(twice)}", remedy
-    other = sorted({row["name"] for row in rows if row["source"] != wanted[row["name"]]})
+    other = sorted(
+        row["name"] for row in rows if row["name"] not in twice and row["source"] != wanted[row["name"]]
+    )
     if other:
         yield (
             Level.WARNING,
