@@ -5,8 +5,8 @@ A page is read from top to bottom, in one module and one event loop:
 - ```python runs, with `await` at the top level. A block that begins with a file's name (`# brief.py`) is saved under it:
   then a module is imported, a test run by pytest, a script (with `if __name__ == "__main__"`) by a Python of its own.
 - ```sql runs in the page's database.
-- ```console: each `baton` command must exist and take its options; `migrate`, `list`, `doctor` and `start` are run, the last one in the
-  background until the page ends. Targets of `make` must be in the Makefile.
+- ```console: each `baton` command must exist and take its options; `migrate`, `list`, `doctor` and `start` are run, the last
+  one in the background until the page ends. Targets of `make` must be in the Makefile.
 - ```text is what the block before it printed; `...` in it stands for anything.
 
 The environment is the reader's: DATABASE_URL is an empty migrated database, BATON_DATA a folder that is not there yet.

@@ -19,11 +19,12 @@ import pytest
 from oban._query import Query
 from psycopg import AsyncConnection
 
-from baton import Baton, Workflow, doctor, local, migration, step
+from baton import Baton, Workflow, doctor, local, migration, step, testing
 from baton.doctor import Finding, Level
 from baton.errors import DatabaseUnreachable, InvalidOption
 from baton.local import LocalServer
 from tests.kit.pooler import pooler
+from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 from tests.test_cli import _OBEYED, NOT_HERE
 from tests.test_cli import baton as command
@@ -35,6 +36,24 @@ DOCUMENTED = Path(__file__).parent.parent / "docs" / "doctor.md"
 def _no_database_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATON_DSN", "DATABASE_URL", "BATON_DATA"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def database(_baton_server: Any) -> Iterator[Reused]:
+    with Reused(*_baton_server, durable=True) as database:
+        yield database
+
+
+@pytest.fixture
+def baton_dsn(database: Reused) -> str:
+    return database.clean()
+
+
+@pytest.fixture
+def fresh(_baton_server: Any) -> Iterator[str]:
+    """A database for a test that changes what emptying it does not undo."""
+    with testing.copy(*_baton_server) as dsn:
+        yield dsn
 
 
 @step(name="tests.doctor.good")
@@ -152,27 +171,25 @@ NOW = AGED.format("0 s")
 
 BROKEN = {
     "read-only": Broken(
-        "ALTER DATABASE {db} SET default_transaction_read_only = on",
+        "SET default_transaction_read_only = on",
         {"read-only": "error"},
         "nothing can be written",
     ),
     "durability": Broken(
-        "ALTER DATABASE {db} SET synchronous_commit = off",
+        "SET synchronous_commit = off",
         {"durability": "warning"},
         "synchronous_commit is off",
     ),
     "isolation": Broken(
-        "ALTER DATABASE {db} SET default_transaction_isolation = 'repeatable read'",
+        "SET default_transaction_isolation = 'repeatable read'",
         {"isolation": "warning"},
         "repeatable read",
         cured=True,
     ),
     "replication-role": Broken(
-        "ALTER DATABASE {db} SET session_replication_role = replica", {"replication-role": "error"}, "replica"
+        "SET session_replication_role = replica", {"replication-role": "error"}, "replica"
     ),
-    "search-path": Broken(
-        "ALTER DATABASE {db} SET search_path = nowhere", {"search-path": "error"}, "nowhere", cured=True
-    ),
+    "search-path": Broken("SET search_path = nowhere", {"search-path": "error"}, "nowhere", cured=True),
     "connections": Broken(
         "ALTER DATABASE {db} CONNECTION LIMIT 1", {"connections": "error"}, "this database has 1 of 1"
     ),
@@ -207,29 +224,25 @@ BROKEN = {
         "ALTER TABLE oban_jobs DISABLE TRIGGER baton_jobs_updated",
         {"triggers": "error"},
         "baton_jobs_updated",
-        cured=True,
     ),
     "triggers: for replicas": Broken(
         "ALTER TABLE oban_jobs ENABLE REPLICA TRIGGER baton_jobs_deleted",
         {"triggers": "error"},
         "baton_jobs_deleted",
-        cured=True,
     ),
     "triggers: missing": Broken(
         "DROP TRIGGER baton_jobs_truncated ON oban_jobs",
         {"triggers": "error"},
         "baton_jobs_truncated",
-        cured=True,
     ),
     "functions: missing": Broken(
-        "DROP FUNCTION baton_owe", {"functions": "error"}, "functions are missing: owe", cured=True
+        "DROP FUNCTION baton_owe", {"functions": "error"}, "functions are missing: owe"
     ),
     "functions: changed": Broken(
         "CREATE OR REPLACE FUNCTION baton_owe(p_wanted bigint[], p_taken bigint[]) RETURNS void LANGUAGE plpgsql AS "
         "'BEGIN RETURN; END'",
         {"functions": "warning"},
         "1 functions are not those of this version: owe",
-        cured=True,
     ),
     "functions: twice": Broken(
         "CREATE FUNCTION baton_owe(p_wanted text) RETURNS void LANGUAGE sql AS ''",
@@ -343,30 +356,65 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
-def test_what_one_statement_breaks_is_found_and_nothing_else(
-    baton_dsn: str, run: str, broken: Broken
-) -> None:
-    change(baton_dsn, broken.sql.replace("{db}", name_of(baton_dsn)))
+async def test_what_one_statement_breaks_is_found_and_nothing_else(settled_in: str, broken: Broken) -> None:
+    # In a transaction, which is as good as a database of the test's own: it is rolled back.
+    async with await AsyncConnection.connect(settled_in) as conn:
+        await conn.execute(broken.sql.replace("{db}", name_of(settled_in)).encode())
+        found = await wrong(conn)
+        assert levels(found) == set(broken.found.items()), found
+        first = next(iter(broken.found))
+        assert broken.words in said(found, first)
+        assert all(finding.remedy for finding in found)
+        if broken.cured:
+            for finding in found:
+                await conn.execute(str(finding.remedy).replace("ALTER ROLE postgres SET", "SET").encode())
+            assert await wrong(conn) == []
+        await conn.rollback()
+
+
+@pytest.fixture(scope="module")
+def settled_in(_baton_server: Any) -> Iterator[str]:
+    """A database with a run of two steps on which nobody works, for tests that leave it as it was."""
+    with testing.copy(*_baton_server) as dsn:
+        asyncio.run(insert(dsn))
+        yield dsn
+
+
+async def wrong(database: str | AsyncConnection[Any]) -> list[Finding]:
+    return [finding for finding in await doctor.check(database) if finding.level is not Level.OK]
+
+
+def test_what_a_migration_cures(baton_dsn: str, run: str) -> None:
+    change(
+        baton_dsn,
+        """
+        ALTER TABLE oban_jobs DISABLE TRIGGER baton_jobs_updated;
+        ALTER TABLE oban_jobs ENABLE REPLICA TRIGGER baton_jobs_deleted;
+        DROP TRIGGER baton_jobs_truncated ON oban_jobs;
+        DROP FUNCTION baton_owe;
+        CREATE FUNCTION baton_wake(text) RETURNS void LANGUAGE sql AS '';
+        CREATE OR REPLACE FUNCTION baton_cancelled(p_jobs bigint[]) RETURNS bigint[] LANGUAGE sql AS 'SELECT NULL::bigint[]'
+        """,
+    )
     found = examine(baton_dsn)
-    assert levels(found) == set(broken.found.items()), found
-    first = next(iter(broken.found))
-    assert broken.words in said(found, first)
-    assert all(finding.remedy for finding in found)
-    if broken.cured:
-        for finding in found:
-            follow(baton_dsn, str(finding.remedy))
-        assert examine(baton_dsn) == []
+    assert levels(found) == {
+        ("triggers", "error"),
+        ("functions", "error"),
+        ("functions", "warning"),
+        ("function-rights", "warning"),
+    }
+    assert len(said(found, "triggers").splitlines()) == 3
+    follow(baton_dsn, str(next(finding.remedy for finding in found if finding.check == "functions")))
+    assert examine(baton_dsn) == []
 
 
 def follow(dsn: str, remedy: str) -> None:
     """Do what a remedy says: statements, commands, or one after the other."""
-    for part in re.split(r"; (?:then )?|, (?=and |which |as )", remedy):
+    for part in re.split(r"; (?:then )?|, (?=which |as )", remedy):
         if part.startswith("baton "):
             command(*part.split()[1:], "--dsn", dsn)
-        elif part.startswith(("ALTER", "REVOKE", "UPDATE", "SELECT", "VACUUM")):
-            role = psycopg.conninfo.conninfo_to_dict(dsn)["user"]
-            # A role's settings hold in all databases of the server, which other tests share.
-            change(dsn, part.replace(f"ALTER ROLE {role} SET", f"ALTER DATABASE {name_of(dsn)} SET"))
+        elif part.startswith(("UPDATE", "SELECT", "VACUUM")):
+            change(dsn, part)
 
 
 def test_orphans_are_counted_by_kind(baton_dsn: str, run: str) -> None:
@@ -512,24 +560,22 @@ async def test_deadlocks(baton_dsn: str) -> None:
     assert "2 deadlocks in this database since" in said(found, "deadlocks")
 
 
-async def test_bloat(baton_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bloat(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, dead_rows=1000)
     # In sessions that end, since what a session did is counted then.
-    change(baton_dsn, "ALTER TABLE oban_jobs SET (autovacuum_enabled = false)")
-    change(baton_dsn, "INSERT INTO oban_jobs (worker) SELECT 'w' FROM generate_series(1, 1500)")
-    change(baton_dsn, "DELETE FROM oban_jobs")
+    change(fresh, "ALTER TABLE oban_jobs SET (autovacuum_enabled = false)")
+    change(fresh, "INSERT INTO oban_jobs (worker) SELECT 'w' FROM generate_series(1, 1500)")
+    change(fresh, "DELETE FROM oban_jobs")
 
     async def counted() -> list[Finding]:
         return [
-            finding
-            for finding in await doctor.check(baton_dsn)
-            if finding.check == "bloat" and finding.remedy
+            finding for finding in await doctor.check(fresh) if finding.check == "bloat" and finding.remedy
         ]
 
     (found,) = await eventually(counted, timeout=30)
     assert found.found == "oban_jobs has 1500 dead rows and 0 living ones"
-    follow(baton_dsn, str(found.remedy).partition(";")[0])
-    await eventually(lambda: _healthy_but(baton_dsn, "autovacuum"), timeout=30)
+    follow(fresh, str(found.remedy).partition(";")[0])
+    await eventually(lambda: _healthy_but(fresh, "autovacuum"), timeout=30)
 
 
 async def _healthy_but(dsn: str, check: str) -> bool:
@@ -661,9 +707,9 @@ def test_rights(baton_dsn: str, run: str) -> None:
     ],
     ids=["none", "somebody else's", "older", "newer"],
 )
-def test_schema(baton_dsn: str, sql: str, level: str, words: str) -> None:
-    change(baton_dsn, sql)
-    found = examine(baton_dsn)
+def test_schema(fresh: str, sql: str, level: str, words: str) -> None:
+    change(fresh, sql)
+    found = examine(fresh)
     assert levels(found) == {("schema", level)}
     assert words in said(found, "schema")
 
