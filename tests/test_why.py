@@ -184,11 +184,31 @@ async def test_running_and_then_cancelling(baton_dsn: str) -> None:
         assert "(not wanted) and still runs" in found.text
 
 
-async def test_process_gone(baton_dsn: str) -> None:
-    async with at_work(baton_dsn) as worker:
-        run = await begun(worker)
-        change(baton_dsn, "DELETE FROM oban_producers")
-        assert reasons(await run.why("only")) == [Reason.RUNNING, Reason.PROCESS_GONE]
+@pytest.mark.parametrize(
+    ("silent", "meta", "gone"),
+    [(None, "{}", True), (120, "{}", True), (10, "{}", False), (10, '{"baton": {"rescue_after": 5}}', True)],
+    ids=["no row", "a silent one", "a living one", "silent for longer than it said"],
+)
+async def test_process_gone(baton_dsn: str, silent: int | None, meta: str, gone: bool) -> None:
+    async with Baton(baton_dsn) as client:
+        run = await client.insert(one(good.new()))
+        process = uuid4()
+        change(
+            baton_dsn,
+            "UPDATE oban_jobs SET state = 'executing', attempt = 1, attempted_by = ARRAY['n1', %s::text], "
+            "attempted_at = timezone('UTC', now()) - interval '3 min'",
+            process,
+        )
+        if silent is not None:
+            change(
+                baton_dsn,
+                "INSERT INTO oban_producers (uuid, node, queue, meta, updated_at) "
+                "VALUES (%s, 'n1', 'default', %s::jsonb, timezone('UTC', now()) - make_interval(secs => %s))",
+                process,
+                meta,
+                silent,
+            )
+        assert reasons(await run.why("only")) == [Reason.RUNNING, *[Reason.PROCESS_GONE] * gone]
 
 
 async def test_run_paused(baton_dsn: str) -> None:

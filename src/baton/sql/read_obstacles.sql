@@ -1,6 +1,7 @@
 -- read_obstacles: what stands between steps of a run and their end, by the columns that the claim, the release and the rescue look at.
--- Params: id; names text[], null for the unsettled steps, those that could run first; limit, steps at most; live, seconds since its
--- last sign within which a producer counts. Returns a row per step. Counts stop at 1,000, names of dependencies at 50.
+-- Params: id; names text[], null for the unsettled steps, those that could run first; limit, steps at most; live, seconds that a
+-- producer may be silent and count, unless it says otherwise in its row. Returns a row per step. Counts stop at 1,000, names of
+-- dependencies at 50.
 WITH chosen AS (
   SELECT step.id, step.workflow_id, step.name, step.position, step.job_id, step.state, step.waiting_on, step.owed, step.attempt,
          step.error, step.settled_at, step.cancel_requested_at, step.cancel_reason
@@ -9,15 +10,15 @@ WITH chosen AS (
     AND CASE WHEN %(names)s::text[] IS NULL THEN step.state IN ('held', 'released') ELSE step.name = ANY(%(names)s::text[]) END
   ORDER BY step.state = 'held', step.position LIMIT %(limit)s
 ), producers AS (
-  SELECT producer.queue, producer.uuid::text AS uuid, producer.meta -> 'paused' = 'true' AS paused,
+  SELECT producer.queue, producer.uuid::text AS uuid, producer.updated_at, silence.seconds, producer.meta -> 'paused' = 'true' AS paused,
          CASE jsonb_typeof(producer.meta -> 'local_limit') WHEN 'number' THEN (producer.meta ->> 'local_limit')::numeric::bigint
               ELSE 0 END AS room
   FROM /* schema */oban_producers AS producer
-  WHERE producer.updated_at > timezone('UTC', clock_timestamp()) - make_interval(secs => %(live)s)
+  CROSS JOIN LATERAL (SELECT coalesce((producer.meta #>> '{baton,rescue_after}')::double precision, %(live)s) AS seconds) AS silence
 ), lanes AS (
   SELECT queue, count(*) AS workers, count(*) FILTER (WHERE paused) AS paused, coalesce(sum(room) FILTER (WHERE NOT paused), 0)::bigint AS room,
          array_agg(uuid) FILTER (WHERE NOT paused) AS uuids
-  FROM producers GROUP BY queue
+  FROM producers WHERE updated_at > timezone('UTC', clock_timestamp()) - make_interval(secs => seconds) GROUP BY queue
 )
 SELECT
   step.name AS step,
@@ -41,7 +42,10 @@ SELECT
   job.attempted_at AT TIME ZONE 'UTC' AS attempted_at,
   coalesce(job.attempted_by[1], '') AS node,
   left(job.meta ->> 'parked', 2000) AS parked,
-  EXISTS (SELECT FROM /* schema */oban_producers AS producer WHERE producer.uuid::text = job.attempted_by[2]) AS process_known,
+  -- A claim is a sign of life, too.
+  EXISTS (SELECT FROM producers WHERE producers.uuid = job.attempted_by[2]
+            AND greatest(producers.updated_at, job.attempted_at) > timezone('UTC', clock_timestamp()) - make_interval(secs => producers.seconds)
+  ) AS process_known,
   coalesce(lane.workers, 0) AS workers,
   coalesce(lane.paused, 0) AS paused_workers,
   coalesce(lane.room, 0) AS room,

@@ -6,7 +6,9 @@ SELECT count(*) AS count, left(string_agg(DISTINCT coalesce(node, 'unknown'), ',
 FROM (
   SELECT job.attempted_by[1] AS node FROM /* schema */oban_jobs AS job
   WHERE job.state = 'executing' AND job.attempted_at < timezone('UTC', clock_timestamp()) - make_interval(secs => %(seconds)s)
-    AND NOT EXISTS (SELECT FROM /* schema */oban_producers AS producer WHERE producer.uuid::text = job.attempted_by[2])
+    AND NOT EXISTS (SELECT FROM /* schema */oban_producers AS producer
+                    WHERE producer.uuid::text = job.attempted_by[2]
+                      AND producer.updated_at > timezone('UTC', clock_timestamp()) - make_interval(secs => %(seconds)s))
   LIMIT 1000
 ) AS lost
 HAVING count(*) > 0
