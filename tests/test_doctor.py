@@ -532,11 +532,11 @@ def test_what_cannot_be_looked_at_is_a_finding_and_does_not_keep_others_waiting(
     assert examine(baton_dsn) == []
 
 
-async def test_deadlocks(baton_dsn: str) -> None:
-    await insert(baton_dsn)
+async def test_deadlocks(fresh: str) -> None:
+    await insert(fresh)
 
     def take(first: str, second: str, gate: threading.Barrier) -> None:
-        with psycopg.connect(baton_dsn, options="-c deadlock_timeout=10ms") as conn:
+        with psycopg.connect(fresh, options="-c deadlock_timeout=10ms") as conn:
             lock = "SELECT FROM oban_jobs WHERE meta ->> 'workflow_name' = %s FOR UPDATE"
             conn.execute(lock, (first,))
             gate.wait(30)
@@ -552,7 +552,7 @@ async def test_deadlocks(baton_dsn: str) -> None:
         )
 
     async def counted() -> list[Finding]:
-        found = await doctor.check(baton_dsn)
+        found = await doctor.check(fresh)
         return [finding for finding in found if finding.level is not Level.OK]
 
     found = await eventually(counted, timeout=30)
