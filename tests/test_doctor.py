@@ -69,7 +69,8 @@ async def insert(dsn: str, prefix: str = "public") -> str:
     async with Baton(dsn, prefix=prefix) as client:
         run_id = (await client.insert(workflow)).id
     # On a slow machine it would wait for so long that this is a finding.
-    change(dsn, f"UPDATE {prefix}.oban_jobs SET scheduled_at = timezone('UTC', now()) + interval '1 h'")
+    later = "timezone('UTC', now()) + interval '1 h'"
+    change(dsn, f"UPDATE {prefix}.oban_jobs SET scheduled_at = {later} WHERE state = 'available'")
     return run_id
 
 
