@@ -146,7 +146,7 @@ def test_help_is_fast_and_imports_no_database_driver(tmp_path):
     )
     assert done.stdout.endswith("[]\n")
     assert "Exit codes:" in done.stdout
-    for command in ("migrate", "start", "list", "show", "demo"):
+    for command in ("migrate", "start", "list", "show", "why", "doctor", "demo"):
         assert f"  {command} " in done.stdout
         assert "Usage:" in baton(command, "-h").stdout
 

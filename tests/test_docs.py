@@ -5,8 +5,8 @@ A page is read from top to bottom, in one module and one event loop:
 - ```python runs, with `await` at the top level. A block that begins with a file's name (`# brief.py`) is saved under it:
   then a module is imported, a test run by pytest, a script (with `if __name__ == "__main__"`) by a Python of its own.
 - ```sql runs in the page's database.
-- ```console: each `baton` command must exist and take its options; `migrate`, `list` and `start` are run, the last one in the
-  background until the page ends. Targets of `make` must be in the Makefile.
+- ```console: each `baton` command must exist and take its options; `migrate`, `list`, `doctor` and `start` are run, the last
+  one in the background until the page ends. Targets of `make` must be in the Makefile.
 - ```text is what the block before it printed; `...` in it stands for anything.
 
 The environment is the reader's: DATABASE_URL is an empty migrated database, BATON_DATA a folder that is not there yet.
@@ -35,7 +35,7 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, local, migration, testing
+from baton import cli, doctor, local, migration, testing
 from baton._step import Results
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ _FILE = re.compile(r"# ([\w/]+\.py)\n")
 _PROMPT = "$ "
 # The script itself: it does not have the current folder on its path, as `python -m` has.
 _BATON = Path(sys.executable).with_name("baton")
-_RUN = {"migrate", "list"}
+_RUN = {"migrate", "list", "doctor"}
 
 
 def _name(page: Path) -> str:
@@ -283,8 +283,12 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("Graph", baton.Graph),
     *_public_methods("RunStatus", baton.RunStatus),
     *_public_methods("StepStatus", baton.StepStatus),
+    *_public_methods("Explanation", baton.Explanation),
     *_public_functions(testing),
     *_public_functions(migration),
+    *_public_functions(doctor),
+    ("doctor.Finding", None),
+    ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),
     ("local.default_data_dir", local.default_data_dir),
     ("Baton", baton.Baton.__init__),

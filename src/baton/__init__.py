@@ -27,13 +27,14 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import errors, events, migration, testing
+    from baton import doctor, errors, events, migration, testing
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import WorkflowFinished
     from baton.run import Run
     from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
 
@@ -41,9 +42,13 @@ __all__ = [
     "Baton",
     "BatonError",
     "Cancel",
+    "Cause",
+    "Explanation",
     "Graph",
+    "Reason",
     "Ref",
     "Run",
+    "RunExplanation",
     "RunState",
     "RunStatus",
     "RunSummary",
@@ -57,6 +62,7 @@ __all__ = [
     "Workflow",
     "WorkflowFinished",
     "current",
+    "doctor",
     "errors",
     "events",
     "migration",
@@ -69,8 +75,12 @@ __all__ = [
 # Name to the module that has it; a name of its own module stands for the module.
 _LAZY = {
     "Baton": "baton.client",
+    "Cause": "baton.why",
+    "Explanation": "baton.why",
     "Graph": "baton.snapshot",
+    "Reason": "baton.why",
     "Run": "baton.run",
+    "RunExplanation": "baton.why",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
@@ -82,6 +92,7 @@ _LAZY = {
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",
     "current": "baton._step",
+    "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",

@@ -9,7 +9,7 @@ import graphlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -25,7 +25,17 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from baton import Run, RunState, RunStatus, RunSummary, StepState, StepStatus
+from baton import (
+    Explanation,
+    Run,
+    RunExplanation,
+    RunState,
+    RunStatus,
+    RunSummary,
+    StepState,
+    StepStatus,
+    doctor,
+)
 
 _POLL = 0.1
 _NARROWEST = 8
@@ -61,6 +71,9 @@ _URGENCY = (
     "completed",
     "skipped",
 )
+
+
+_LEVELS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def safe(text: str, *, lines: bool = False) -> str:
@@ -211,6 +224,43 @@ def picture(
     hidden = Counter(step.state for step in status.steps) - Counter(step.state for step in chosen)
     rest = ", ".join(f"{count} {state}" for state, count in hidden.items())
     return Group(head, table, Text(f"and {hidden.total()} more: {rest}", style="dim"))
+
+
+def explained(console: Console, found: Explanation | RunExplanation) -> RenderableType:
+    """Why a step is where it is, a cause a line; or that of each step of a run, and how many more there are."""
+    if isinstance(found, Explanation):
+        head = _signed(found.state, f"{safe(found.step)}  {found.state}", console)
+        return Group(head, *(Text(f"  {safe(cause.text)}") for cause in found.causes))
+    run = found.run
+    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    head.no_wrap, head.overflow = True, _cut(console)
+    if run.state is not RunState.EXECUTING:
+        return Group(head, Text("it has finished: nothing of it is left to happen"))
+    rows = [
+        [_signed(step.state, safe(step.step), console), Text(step.state), Text(safe(step.text))]
+        for step in found.steps
+    ]
+    table = _table(console, ["step", "state", "why"], rows, narrow=[2, 0], one_row=False, right=[])
+    more = run.unsettled - len(found.steps)
+    return Group(head, table, *([Text(f"and {more:,} more that have not ended", style="dim")] * (more > 0)))
+
+
+def diagnosed(found: Sequence[doctor.Finding], *, verbose: bool) -> Iterator[str]:
+    """Lines of text: what is wrong and its remedy, below each other; never cut, so that a remedy can be copied."""
+    counts = Counter(finding.level for finding in found)
+    for finding in found:
+        if verbose or finding.level is not doctor.Level.OK:
+            level = click.style(f"{finding.level:<8}", fg=_LEVELS[finding.level], bold=True)
+            yield f"{level} {finding.check}: {safe(finding.found)}"
+            if finding.remedy:
+                yield f"{'':8} do: {safe(finding.remedy)}"
+    checks = len({finding.check for finding in found})
+    wrong = [
+        f"{counts[level]} {level}{'s' * (counts[level] > 1)}"
+        for level in (doctor.Level.ERROR, doctor.Level.WARNING)
+        if counts[level]
+    ]
+    yield f"{checks} checks: {' and '.join(wrong) or 'nothing is wrong'}"
 
 
 def _table(

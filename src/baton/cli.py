@@ -1,4 +1,4 @@
-"""The command line: `baton migrate`, `start`, `list`, `show` and `demo`; see also `_terminal` and `_foreground`.
+"""The command line: `baton migrate`, `start`, `list`, `show`, `why`, `doctor`, `demo`; see also `_terminal` and `_foreground`.
 
 Exit codes:
     0    all went well; `start` was stopped by one signal and its running steps ended in time
@@ -16,6 +16,7 @@ import importlib.util
 import io
 import logging
 import os
+import shlex
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -99,7 +100,7 @@ def _failure(error: Exception) -> Failure | None:
             return CannotStart(str(error))
         case errors.StartError():
             return CannotStart(_one_line(error))
-        case errors.DefinitionError() | errors.RunNotFound():
+        case errors.DefinitionError() | errors.RunNotFound() | errors.ResultNotFound():
             return Unusable(_one_line(error))
         case errors.BatonError():
             return Failure(_one_line(error))
@@ -152,6 +153,13 @@ class Target:
     dsn: str | None
     data_dir: Path | None
     prefix: str
+
+    @property
+    def options(self) -> str:
+        """What another command is given to find the embedded server; a connection string may hold a password."""
+        if self.dsn is not None:
+            return ""
+        return "--local" + (f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else "")
 
     @asynccontextmanager
     async def database(self) -> "AsyncIterator[str]":
@@ -409,6 +417,58 @@ def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid
         _terminal.show(console, _terminal.picture(console, status, dependencies=True))
         for name, value in results.items():
             click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.argument("step", required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def why(target: Target, run_id: str, step: str | None, as_json: bool) -> None:
+    """Say why nothing is happening: what a step waits for, or each step of a run that has not ended.
+
+    Of a large run it explains 50 steps, those first that could run, and counts the others.
+    """
+    from baton import _terminal
+
+    async def read() -> "api.Explanation | api.RunExplanation":
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return await run.why() if step is None else await run.why(step)
+
+    found = asyncio.run(read())
+    if as_json:
+        click.echo(_terminal.as_json(found))
+    else:
+        console = _terminal.open_console()
+        _terminal.show(console, _terminal.explained(console, found))
+
+
+@cli.command(context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="All findings, as JSON.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@click.option("--verbose", is_flag=True, help="Show also what is in order.")
+@_database_options
+def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
+    """Look for whatever is wrong with the database and the workers, and say what to do.
+
+    It only reads, and may be run at any moment. The exit code is 1 when there are errors.
+    """
+    from baton import _terminal
+
+    async def examine() -> "list[api.doctor.Finding]":
+        async with target.database() as dsn:
+            return await api.doctor.check(dsn, prefix=target.prefix, options=target.options)
+
+    found = asyncio.run(examine())
+    if as_json:
+        click.echo(_terminal.as_json(found))
+    else:
+        for line in _terminal.diagnosed(found, verbose=verbose):
+            click.echo(line)
+    bad = {"error", "warning"} if strict else {"error"}
+    if bad.intersection(finding.level for finding in found):
+        click.get_current_context().exit(FAILED)
 
 
 @cli.command(context_settings=_HELP)

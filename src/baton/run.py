@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from baton import _codec, snapshot
+from baton import _codec, snapshot, why
 from baton._declare import Ref, registered
 from baton._engine import Engine
 from baton._names import uuid7
@@ -24,6 +24,7 @@ from baton.errors import (
     WorkflowTimeout,
 )
 from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+from baton.why import Explanation, RunExplanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,42 @@ class Run:
         return Graph(
             name=status.run.name, deps={step.name: step.deps for step in status.steps}, states=status.states()
         )
+
+    @overload
+    async def why(self, step: None = None, *, limit: int = ...) -> RunExplanation: ...
+    @overload
+    async def why(self, step: Ref[Any] | str, *, limit: int = ...) -> Explanation: ...
+
+    async def why(
+        self, step: Ref[Any] | str | None = None, *, limit: int = 50
+    ) -> RunExplanation | Explanation:
+        """Say why nothing is happening: what a step waits for, or each step that has not settled.
+
+        It is what holds at one moment, by the columns that decide it; nothing is guessed and nothing changed.
+
+        Args:
+            step: Which one; it may have settled. Without, the run's unsettled steps, those that could run first.
+            limit: How many of those at most, 1 to 1,000.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: The run has no such step.
+            InvalidOption: `limit` is out of range.
+        """
+        if not 1 <= limit <= 1000:
+            raise InvalidOption(f"limit is {limit}; it must be from 1 to 1,000")
+        async with self._access.connection() as conn, conn.transaction():
+            await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            run = await snapshot.read_run(conn, self._access.prefix, self._id)
+            if run is None:
+                raise self._not_found()
+            names = None if step is None else [_name(step)]
+            steps = await why.read_obstacles(conn, self._access.prefix, self._id, names, limit)
+        if step is None:
+            return RunExplanation(run, steps)
+        if not steps:
+            raise ResultNotFound(f"run {self.id} has no step {_name(step)!r}")
+        return steps[0]
 
     @overload
     async def cancel(self, step: None = None, *, reason: str = ...) -> RunState: ...

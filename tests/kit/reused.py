@@ -27,7 +27,8 @@ _SHAPE = """
 class Reused:
     """The database of a test module. Leave the `with` block to drop it."""
 
-    def __init__(self, server: Any, template: str) -> None:
+    def __init__(self, server: Any, template: str, *, durable: bool = False) -> None:
+        self._durable = durable
         self._server = server
         self._template = template
         self._stack = ExitStack()
@@ -72,7 +73,8 @@ class Reused:
         self._stack.close()
         self._dsn = self._stack.enter_context(testing.copy(self._server, self._template))
         self._conn = self._stack.enter_context(psycopg.connect(self._dsn, autocommit=True))
-        # What is tested is order, not that disks keep their word.
-        name = psycopg.sql.Identifier(self._conn.info.dbname)
-        self._conn.execute(psycopg.sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
+        if not self._durable:
+            # What is tested is order, not that disks keep their word.
+            name = psycopg.sql.Identifier(self._conn.info.dbname)
+            self._conn.execute(psycopg.sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
         self._shape = self._conn.execute(_SHAPE.encode()).fetchone()
