@@ -250,6 +250,24 @@ async def test_a_stop_writes_outcomes_as_they_come_and_beats_until_the_last(
     assert str(run.id)
 
 
+async def test_an_outcome_that_cannot_be_written_yet_has_the_rest_of_the_grace(
+    baton_dsn: str, db: psycopg.AsyncConnection
+) -> None:
+    baton = await worker(baton_dsn, shutdown_grace_period=60).start()
+    await baton.insert(workflow(first=waits.new()))
+    await running(db, 1)
+    async with await psycopg.AsyncConnection.connect(baton_dsn) as holder:
+        await holder.execute("SELECT FROM oban_jobs FOR UPDATE")
+        stopping = asyncio.create_task(baton.stop())
+        release.set()
+        for _ in range(3):
+            # Longer than an outcome is tried after the grace.
+            await beats(db)
+        assert not stopping.done()
+    await stopping
+    assert await rows(db, "SELECT state FROM workflow_nodes") == [("completed",)]
+
+
 async def test_a_second_signal_shortens_a_stop_that_is_under_way(
     baton_dsn: str, db: psycopg.AsyncConnection
 ) -> None:

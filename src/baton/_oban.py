@@ -123,8 +123,6 @@ class Seam:
         # Nor for the rows by which a process is known to live.
         query.refresh_producers = self._refresh_producers  # type: ignore[method-assign]
         query.cleanup_expired_producers = self.engine.delete_silent_producers  # type: ignore[method-assign]
-        self._oban_delete_producer = query.delete_producer
-        query.delete_producer = self._delete_producer  # type: ignore[method-assign]
         token = stager._listen_token
         stager._on_notification = on_notification
         if token is not None:
@@ -138,7 +136,6 @@ class Seam:
             del self.oban._query.stage_jobs
             del self.oban._query.refresh_producers
             del self.oban._query.cleanup_expired_producers
-            del self.oban._query.delete_producer
             self._lifecycle.release()
             if self._leader is not None:
                 self._leader.give_back()
@@ -242,11 +239,6 @@ class Seam:
         others = [uuid for uuid in uuids if uuid not in own]
         return own + (await Query.refresh_producers(self.oban._query, others) if others else [])
 
-    async def _delete_producer(self, uuid: str) -> None:
-        """In place of Oban's query, which comes before the last outcomes: without its row a producer is dead."""
-        if not self.heartbeat.running or uuid not in self._by_uuid:
-            await self._oban_delete_producer(uuid)
-
     async def stop_producers(self) -> None:
         """Stop the queues, in good order, before anything else of Oban's stops."""
         stopped = await asyncio.gather(
@@ -265,11 +257,10 @@ class Seam:
         if producer._uuid in self._give_up_at:
             return
         grace = producer._shutdown_grace_period
-        self._give_up_at[producer._uuid] = (
-            self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
-        )
+        self._begin_stop(producer, grace)
         await self.dispatcher.drain(grace, producer)
-        self._hurry(producer)
+        if grace is None:
+            self._hurry(producer)
         # There is nothing left that it should wait for.
         producer._shutdown_grace_period = 0.0
         try:
@@ -282,13 +273,18 @@ class Seam:
         """Let what runs end and write it, while Oban goes on without us."""
         producers = list(self._by_uuid.values())
         for producer in producers:
-            self._give_up_at[producer._uuid] = (
-                self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
-            )
+            self._begin_stop(producer, grace)
         await self.dispatcher.drain(grace)
         for producer in producers:
-            self._hurry(producer)
+            if grace is None:
+                self._hurry(producer)
             await self._flush(producer)
+
+    def _begin_stop(self, producer: Producer, grace: float | None) -> None:
+        """From now on it claims nothing, and its outcomes are tried until the grace, and a moment more, has passed."""
+        self._give_up_at[producer._uuid] = (
+            self._clock() + (math.inf if grace is None else grace) + _STOP_SECONDS
+        )
 
     def hurry(self) -> None:
         """Give back what runs now, whatever is left of its grace."""
