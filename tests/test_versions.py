@@ -382,3 +382,54 @@ async def test_an_ack_that_began_before_the_migration_and_ends_after_it_counts(
         assert sorted(await worker.work()) == ["bottom", "left", "right"]
     assert await before.results(run_id) == RESULTS
     assert await audit(before) == []
+
+
+async def test_an_insert_that_began_before_the_migration_and_ends_after_it_is_whole(
+    before: Library, baton_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with library(baton_dsn) as inserter:
+        up = await halt(before, baton_dsn, monkeypatch)
+        inserting = asyncio.create_task(inserter.insert())
+        await eventually(lambda: waits(before, inserter.conn.info.backend_pid))
+        await before.rows("SELECT pg_advisory_unlock(1)")
+        assert await up == LATEST
+        run_id = await inserting
+    assert await finish(baton_dsn, run_id) == ("completed", RESULTS)
+    assert await audit(before) == []
+
+
+async def test_a_cancel_of_obans_that_began_before_the_migration_and_ends_after_it_is_followed(
+    before: Library, baton_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await before.insert()
+    async with library(baton_dsn) as oban:
+        up = await halt(before, baton_dsn, monkeypatch)
+        cancel = "UPDATE oban_jobs SET state = 'cancelled', cancelled_at = now() WHERE state = 'available' RETURNING id"
+        cancelling = asyncio.create_task(oban.rows(cancel))
+        await eventually(lambda: waits(before, oban.conn.info.backend_pid))
+        await before.rows("SELECT pg_advisory_unlock(1)")
+        assert await up == LATEST
+        assert len(await cancelling) == 1
+    assert set((await before.states(run_id)).values()) == {"cancelled"}
+    assert (await before.run(run_id))["outcome"] == "failed"
+    assert await audit(before) == []
+
+
+async def test_a_migration_and_an_insert_that_wait_for_each_other_both_come_through(
+    before: Library, baton_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with library(baton_dsn) as inserter:
+        await inserter.conn.execute("BEGIN")
+        first = await inserter.insert()
+        await inserter.conn.commit()
+        await inserter.conn.execute("BEGIN")
+        # As an insert does: the run's row first, its steps' later.
+        await inserter.conn.execute("UPDATE workflows SET name = name")
+        with caplog.at_level(logging.WARNING, "baton.migration"):
+            up = asyncio.create_task(migration.up(baton_dsn))
+            await eventually(lambda: migrating_pid(before))
+            assert len(await inserter.states(first)) == 4
+            await eventually(lambda: "trying again (1/" in caplog.text)
+            await inserter.conn.commit()
+            assert await up == LATEST
+    assert await finish(baton_dsn, first) == ("completed", RESULTS)
