@@ -9,14 +9,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 from psycopg.types.numeric import Int8, Int8Dumper
-from tests.kit import version_1
-from tests.kit.version_1 import RESULTS, Library, outcome
-from tests.kit.wait import eventually
 
 from baton import Baton, Workflow, _store, migration, step
 from baton.errors import SchemaOutdated
+from tests.kit import version_1
+from tests.kit.version_1 import RESULTS, Library, outcome
+from tests.kit.wait import eventually
 
 ALL = ["top", "left", "right", "bottom"]
 DONE = dict.fromkeys(ALL, "completed")
@@ -169,13 +169,17 @@ async def test_what_the_old_library_stored_before_its_ack_comes_with_the_next_cl
 
 async def test_upkeep_of_the_old_library_finds_nothing_to_do_and_repairs_what_there_is(old: Library) -> None:
     run_id = await old.insert()
-    await old.rows(version_1.SUBSCRIBE + " RETURNING topic", topic="workflow:all", subscriber=uuid4(), seconds=60.0)
+    await old.rows(
+        version_1.SUBSCRIBE + " RETURNING topic", topic="workflow:all", subscriber=uuid4(), seconds=60.0
+    )
     assert await old.value(version_1.SWEEP, [old.producer], "an old node") == []
     assert await old.value(version_1.RECONCILE) == 0
     assert await old.value(version_1.RESCUE, 60.0) == 0
     # Changes that no trigger saw.
     await old.rows("SELECT set_config('session_replication_role', 'replica', false)")
-    await old.rows("UPDATE oban_jobs SET state = 'cancelled', cancelled_at = now() WHERE state = 'available' RETURNING id")
+    await old.rows(
+        "UPDATE oban_jobs SET state = 'cancelled', cancelled_at = now() WHERE state = 'available' RETURNING id"
+    )
     await old.rows("SELECT set_config('session_replication_role', 'origin', false)")
     assert await old.value(version_1.RECONCILE) == 1
     assert set((await old.states(run_id)).values()) == {"cancelled"}
@@ -258,7 +262,7 @@ async def test_this_library_does_not_start_on_an_older_schema_and_names_the_comm
 
 
 async def test_runs_in_every_state_survive_the_migration(before: Library, baton_dsn: str) -> None:
-    failed, done = await before.insert(), None
+    failed = await before.insert()
     await before.work(failing="right")
     done = await before.insert()
     await before.work()
@@ -315,6 +319,30 @@ async def test_a_run_that_failed_before_the_migration_is_retried_after_it(
     assert await audit(before) == []
 
 
+async def test_a_role_that_was_granted_to_works_on_with_the_old_library(
+    before: Library, baton_dsn: str
+) -> None:
+    role = f"worker_{uuid4().hex[:8]}"
+    await before.conn.execute(
+        f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; "
+        f"GRANT USAGE ON SCHEMA public TO {role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}; "
+        f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}".encode()
+    )
+    try:
+        async with library(baton_dsn.replace("postgres@", f"{role}@")) as worker:
+            run_id = await worker.insert()
+            (job,) = await worker.claim()
+            await migration.up(baton_dsn)
+            await worker.ack([outcome(job)])
+            await worker.work()
+            assert await worker.results(run_id) == RESULTS
+            await worker.insert()
+            await worker.work(failing="top")
+    finally:
+        await before.conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+    assert await audit(before) == []
+
+
 async def test_no_row_is_rewritten_by_the_migration(before: Library, baton_dsn: str) -> None:
     await before.insert()
     files = "SELECT pg_relation_filenode('workflows'), pg_relation_filenode('workflow_nodes')"
@@ -345,6 +373,26 @@ async def test_the_migration_waits_for_an_ack_that_has_not_committed(
     assert await before.value(version_1.RECLAIM, "default", before.producer, []) == 2
     assert await finish(baton_dsn, run_id) == ("completed", RESULTS)
     assert await audit(before) == []
+
+
+async def test_an_ack_that_is_half_way_ends_while_the_migration_waits(
+    before: Library, baton_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(migration, "_LOCK_TIMEOUT", "60s")
+    run_id = await before.insert()
+    async with library(baton_dsn) as worker:
+        (job,) = await worker.claim()
+        await worker.conn.execute("BEGIN")
+        # As an ack does: it looks at the steps first, and locks their runs later.
+        await worker.states(run_id)
+        with caplog.at_level(logging.WARNING, "baton.migration"):
+            up = asyncio.create_task(migration.up(baton_dsn))
+            await eventually(lambda: migrating_pid(before))
+            await worker.ack([outcome(job)])
+            await worker.conn.commit()
+            assert await up == LATEST
+    assert caplog.messages == []
+    assert await finish(baton_dsn, run_id) == ("completed", RESULTS)
 
 
 async def halt(before: Library, dsn: str, monkeypatch: pytest.MonkeyPatch) -> "asyncio.Task[list[int]]":
@@ -419,9 +467,7 @@ async def test_a_migration_and_an_insert_that_wait_for_each_other_both_come_thro
     before: Library, baton_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with library(baton_dsn) as inserter:
-        await inserter.conn.execute("BEGIN")
         first = await inserter.insert()
-        await inserter.conn.commit()
         await inserter.conn.execute("BEGIN")
         # As an insert does: the run's row first, its steps' later.
         await inserter.conn.execute("UPDATE workflows SET name = name")

@@ -94,7 +94,8 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
 
 def _functions(prefix: str) -> str:
     definitions = ",\n".join(
-        f"('baton_{name}', $baton$\n{_store.render(text, prefix)}$baton$)" for name, text in _store.functions()
+        f"('baton_{name}', $baton$\n{_store.render(text, prefix)}$baton$)"
+        for name, text in _store.functions()
     )
     return _store.load("replace_functions", prefix).decode().replace("/* definitions */", definitions)
 
@@ -137,7 +138,8 @@ async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> 
     Args:
         dsn: Of a role that may create tables, and will own them.
         prefix: Schema of the tables.
-        grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call.
+        grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call; an upgrade grants
+            what is new to those of earlier calls as well.
 
     Returns:
         The versions applied, oldest first; empty when the schema was up to date.
@@ -189,7 +191,10 @@ async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> 
             await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))
             await conn.execute(install_sql(prefix).encode())
         pending = _pending(found.version)
-        await conn.execute(sql(prefix, since=found.version, grant=grant).encode())
+        # Their workers run already, and from now on need the new tables and functions as well.
+        granted = await (await conn.execute(_store.load("read_granted", prefix))).fetchall()
+        roles = dict.fromkeys([*grant, *(role for (role,) in granted if _ROLE.fullmatch(role))])
+        await conn.execute(sql(prefix, since=found.version, grant=[*roles]).encode())
         return [migration.version for migration in pending]
 
 

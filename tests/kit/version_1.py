@@ -178,7 +178,8 @@ class Library:
 
     async def results(self, run_id: UUID) -> dict[str, Any]:
         return {
-            name: orjson.loads(value) for name, _, value in await self.rows(READ_RESULTS, id=run_id, names=None)
+            name: orjson.loads(value)
+            for name, _, value in await self.rows(READ_RESULTS, id=run_id, names=None)
         }
 
     async def run(self, run_id: UUID) -> dict[str, Any]:
