@@ -1,4 +1,4 @@
-"""The library of schema version 1, as far as a database can tell: its statements word for word, with parameters as it sent them.
+"""The library of schema version 1, as far as a database can tell: its statements, with parameters as it sent them.
 
 `schema_1.sql` is what its `migration.sql()` returned. Both were recorded from that version and do not change any more.
 """
@@ -47,7 +47,8 @@ SELECT
   step.name,
   step.deps,
   step.job_id,
-  CASE WHEN step.state = 'released' THEN CASE job.state::text WHEN 'suspended' THEN 'available' ELSE coalesce(job.state::text, 'cancelled') END
+  CASE WHEN step.state = 'released'
+       THEN CASE job.state::text WHEN 'suspended' THEN 'available' ELSE coalesce(job.state::text, 'cancelled') END
        ELSE step.state END AS state,
   step.function,
   coalesce(job.queue, '') AS queue,
