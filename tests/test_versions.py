@@ -186,6 +186,29 @@ async def test_upkeep_of_the_old_library_finds_nothing_to_do_and_repairs_what_th
     assert await audit(old) == []
 
 
+async def test_a_step_is_not_taken_from_an_old_process_that_lives_and_is_from_one_that_died(
+    old: Library, baton_dsn: str
+) -> None:
+    run_id = await old.insert()
+    await old.rows(
+        "INSERT INTO oban_producers (uuid, node, queue) VALUES (%s, 'an old node', 'default') RETURNING uuid",
+        old.producer,
+    )
+    (job,) = await old.claim()
+    rescue = "SELECT baton_rescue_dead(%s)"
+    assert await old.value(rescue, 0.0) == [], "it said nothing of its silence, so Oban's own minute holds"
+    await old.rows(
+        "UPDATE oban_producers SET updated_at = updated_at - interval '61 seconds' RETURNING uuid",
+    )
+    await old.rows(
+        "UPDATE oban_jobs SET attempted_at = attempted_at - interval '61 seconds' WHERE id = %s RETURNING id",
+        job["id"],
+    )
+    assert await old.value(rescue, 0.0) == [job["id"]]
+    assert await finish(baton_dsn, run_id) == ("completed", RESULTS)
+    assert await audit(old) == []
+
+
 async def test_a_run_of_the_old_library_is_worked_by_this_one(old: Library, baton_dsn: str) -> None:
     run_id = await old.insert()
     assert await finish(baton_dsn, run_id) == ("completed", RESULTS)
