@@ -146,7 +146,20 @@ def test_help_is_fast_and_imports_no_database_driver(tmp_path):
     )
     assert done.stdout.endswith("[]\n")
     assert "Exit codes:" in done.stdout
-    for command in ("migrate", "start", "list", "show", "why", "doctor", "demo"):
+    for command in (
+        "migrate",
+        "start",
+        "list",
+        "show",
+        "why",
+        "cancel",
+        "retry",
+        "rerun",
+        "pause",
+        "resume",
+        "doctor",
+        "demo",
+    ):
         assert f"  {command} " in done.stdout
         assert "Usage:" in baton(command, "-h").stdout
 
@@ -413,6 +426,44 @@ def test_a_run_that_is_not_there_is_told_in_a_line(baton_dsn):
         in baton("show", "01a20475-b054-78f9-a1d8-37410d08bb20", "--dsn", baton_dsn, code=2).stderr
     )
     assert "is no run's id" in baton("show", "\x1b]0;x\x07", "--dsn", baton_dsn, code=2).stderr
+
+
+def test_a_run_is_paused_resumed_cancelled_retried_and_run_again(baton_dsn):
+    workflow = Workflow("ruled")
+    first = workflow.add("first", app.until_told.new("", ""))
+    workflow.add("second", app.until_told.new("", ""), deps=[first])
+    run = inserted(baton_dsn, workflow)
+    target = ("--dsn", baton_dsn)
+    assert baton("pause", run, *target).stdout == f"run {run}: paused\n"
+    assert baton("resume", run, *target).stdout == f"run {run}: goes on\n"
+    assert baton("cancel", run, "second", *target).stdout == f"step second of run {run}: cancelled\n"
+    assert baton("retry", run, *target).stdout == f"run {run}: 1 step runs again: second\n"
+    assert baton("retry", run, *target).stdout == f"run {run}: nothing had failed\n"
+    assert baton("cancel", run, "--reason", "enough", *target).stdout == f"run {run}: cancelled\n"
+    assert baton("cancel", run, *target).stdout == f"run {run}: cancelled\n"
+    assert "had ended before: it is cancelled" in baton("pause", run, *target, code=1).stderr
+    assert run in baton("list", "--state", "cancelled", *target).stdout
+    assert "enough" in baton("show", run, *target).stdout
+    new = baton("rerun", run, "--from", "second", *target).stdout.strip()
+    assert json.loads(baton("show", new, "--json", *target).stdout)["run"]["rerun_of"] == run
+
+
+def test_verbs_print_json_and_say_who_won(baton_dsn):
+    empty = inserted(baton_dsn, Workflow("empty"))
+    target = ("--json", "--dsn", baton_dsn)
+    for verb in ("cancel", "pause", "resume"):
+        done = baton(verb, empty, *target, code=1)
+        assert json.loads(done.stdout)["state"] == "completed"
+        assert done.stderr == f"baton: run {empty} had ended before: it is completed\n"
+    assert json.loads(baton("retry", empty, *target).stdout) == {"run": empty, "steps": []}
+    again = json.loads(baton("rerun", empty, *target).stdout)
+    assert (again["rerun_of"], again["run"] != empty) == (empty, True)
+    for arguments in (("cancel", empty, "nobody"), ("rerun", empty, "--from", "nobody")):
+        assert "has no step 'nobody'" in baton(*arguments, *target, code=2).stderr
+    for verb in ("cancel", "retry", "rerun", "pause", "resume"):
+        assert (
+            "there is no run" in baton(verb, "01890a5d-ac96-774b-bcce-b302099a8057", *target, code=2).stderr
+        )
 
 
 def test_hostile_names_errors_and_results_are_shown_and_not_obeyed(baton_dsn):

@@ -103,7 +103,7 @@ async def cancels(name: str) -> str:
 
 
 async def told_cancelled(reason: str, job: Any) -> None:
-    stage.happened.append(f"{job.meta['step_name']} was told: {reason}")
+    stage.happened.append(f"{job.meta['workflow_name']} was told: {reason}")
 
 
 def told_discarded(reason: str, job: Any) -> None:
@@ -282,6 +282,31 @@ async def test_every_verb_says_when_there_is_no_such_run(worker: Baton) -> None:
     for call in (run.cancel, lambda: run.cancel("a"), run.retry, run.rerun, run.pause, run.resume):
         with pytest.raises(RunNotFound, match="there is no run"):
             await call()
+
+
+# --- without notifications ---------------------------------------------------------------------------
+
+
+async def test_a_run_across_two_processes_ends_although_every_notification_is_lost(baton_dsn: str) -> None:
+    await execute(baton_dsn, "CREATE FUNCTION lost(text, text) RETURNS void LANGUAGE sql AS ''")
+    functions = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname LIKE 'baton%' AND prosrc LIKE '%pg_notify(%'"
+    for (definition,) in await execute(baton_dsn, functions):
+        await execute(baton_dsn, definition.replace("pg_notify(", "public.lost("))
+    workflow = Workflow("across")
+    for number, queue in enumerate(("left", "right", "left", "right")):
+        before = [f"step_{number - 1}"] if number else []
+        workflow.add(f"step_{number}", work.with_options(queue=queue).new(f"step_{number}"), deps=before)
+    async with (
+        Baton(baton_dsn, queues={"left": 1}) as left,
+        Baton(baton_dsn, queues={"right": 1}),
+        await AsyncConnection.connect(baton_dsn, autocommit=True) as ear,
+    ):
+        for channel in ("insert", "workflow"):
+            await ear.execute(f'LISTEN "public.oban_{channel}"'.encode())
+        run = await left.insert(workflow)
+        assert await run.wait(timeout=30) == RunState.COMPLETED
+        assert [notify async for notify in ear.notifies(timeout=0.1)] == []
+    assert len(stage.happened) == 4
 
 
 # --- retry and re-run --------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from psycopg import AsyncConnection
 
 from baton import _store
 from baton._engine import Outcome
+from baton._plan import plan_insert
 from baton.errors import JobsGone, KeyConflict, ResultNotFound, RunEnding
-from tests.kit.engine import Steps, claim, claimed_by, sqlstate_of
+from tests.kit.engine import Steps, claim, claimed_by, graph, sqlstate_of
 from tests.kit.graphs import HOOKED
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
@@ -957,10 +958,12 @@ async def test_runs_are_pruned_whole_and_the_oldest_first(steps: Steps) -> None:
 
 
 async def test_a_run_that_keeps_its_jobs_does_not_bar_the_way(steps: Steps) -> None:
-    for n in range(3):
-        await steps.insert({f"s{n}": []})
-        await steps.finish(f"s{n}")
-    await oban_prunes(steps, "s2")
+    """A call looks at a thousand runs, or at its limit; the next one goes on behind them."""
+    await steps.engine.insert(plan_insert([graph({"kept": []}) for _ in range(1000)]))
+    await steps.run("UPDATE oban_jobs SET state = 'completed', completed_at = now()")
+    await steps.insert({"gone": []})
+    await steps.finish("gone")
+    await oban_prunes(steps, "gone")
     deleted, stopped_at = await prune(steps, limit=2)
     assert (deleted, stopped_at is not None) == ({}, True)
     deleted, stopped_at = await prune(steps, limit=2, after=stopped_at)

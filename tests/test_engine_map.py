@@ -308,7 +308,42 @@ TRIGGER_DUTIES = {
     ],
 }
 
-PROMISES = RULES | INVARIANTS | VERBS | TRIGGER_DUTIES
+# What the README says Baton promises, line by line.
+README = {
+    "A step starts only when its dependencies settled in a way its policy accepts, and sees their committed results": [
+        "test_the_engine_does_what_the_model_does_whatever_happens",
+        "test_a_broken_engine_is_caught_and_the_real_one_is_clean",
+        "test_a_short_run_of_everything_shows_no_violation",
+    ],
+    "It settles once; result, state, release of dependents, workflow state and event are one commit": [
+        "test_an_error_in_the_ack_propagates_and_undoes_all_of_it",
+        "test_two_dependencies_that_settle_at_once_release_their_dependent_once",
+        "test_what_a_rolled_back_settle_would_have_delivered_is_not",
+        "test_a_worker_that_was_frozen_changes_nothing_when_it_wakes",
+    ],
+    "A worker that dies loses its steps to another within `rescue_after` (default 60 s + tick), whatever the step's length": [
+        "test_a_killed_workers_step_runs_elsewhere_and_a_slow_one_is_left_alone_on_a_node_of_the_same_name",
+        "test_a_blocked_event_loop_is_no_death_and_is_told_of",
+        "test_a_crash_of_the_server_takes_no_step_from_its_worker",
+    ],
+    "Every inserted workflow ends and leaves exactly one finished row; "
+    "subscribers get it at least once, with an id to deduplicate": [
+        "test_each_generation_is_delivered_with_its_own_end",
+        "test_what_could_not_be_delivered_is_delivered_again_with_the_same_id",
+        "test_what_a_dead_process_had_taken_is_delivered_by_another",
+    ],
+    "Losing every NOTIFY costs at most the poll interval": [
+        "test_a_run_across_two_processes_ends_although_every_notification_is_lost",
+        "test_who_waits_and_is_not_notified_finds_out_by_polling",
+    ],
+    "Nothing of a live workflow is pruned": [
+        "test_obans_pruner_at_one_second_takes_nothing_from_running_workflows",
+        "test_a_live_run_keeps_every_row_though_its_jobs_are_gone",
+        "test_a_retry_and_a_prune_at_once_leave_a_run_whole_or_gone",
+    ],
+}
+
+PROMISES = README | RULES | INVARIANTS | VERBS | TRIGGER_DUTIES
 
 
 def defined_tests() -> set[str]:
@@ -328,10 +363,17 @@ def test_a_promise_names_tests_that_exist(promise: str) -> None:
 
 
 def test_every_broken_variant_is_used_by_a_test() -> None:
-    texts = "".join(path.read_text() for path in TESTS.glob("test_*.py"))
+    users = [*TESTS.glob("test_*.py"), TESTS / "lab" / "controls.py"]
+    texts = "".join(path.read_text() for path in users)
     variants = {path.stem for path in (TESTS / "kit" / "broken").glob("*.sql")}
     assert {name for name in variants if f'"{name}"' not in texts} == set()
 
 
 def test_no_promise_is_listed_twice() -> None:
-    assert len(PROMISES) == len(RULES) + len(INVARIANTS) + len(VERBS) + len(TRIGGER_DUTIES)
+    assert len(PROMISES) == len(README) + len(RULES) + len(INVARIANTS) + len(VERBS) + len(TRIGGER_DUTIES)
+
+
+def test_the_readme_promises_what_is_tested() -> None:
+    text = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| Baton promises | Baton does not promise |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert [line.split("|")[1].strip() for line in table.splitlines()] == list(README)

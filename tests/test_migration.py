@@ -194,6 +194,44 @@ async def test_functions_of_another_build_are_replaced(baton_dsn: str, db: Async
     assert "UPDATE" in body
 
 
+async def test_functions_whose_result_or_parameters_changed_are_replaced_as_well(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    signatures = (
+        "SELECT proname, pg_get_function_identity_arguments(oid), prorettype::regtype::text FROM pg_proc "
+        "WHERE proname LIKE 'baton%%' ORDER BY 1, 2"
+    )
+    before = await rows(db, signatures)
+    await db.execute("UPDATE workflow_migrations SET name = 'another build' WHERE version = 0")
+    await db.execute(
+        "DROP FUNCTION baton_pause(uuid); "
+        "CREATE FUNCTION baton_pause(p_workflow uuid) RETURNS integer LANGUAGE sql AS 'SELECT 1'; "
+        "CREATE FUNCTION baton_resume(p_workflow integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'"
+    )
+    await migration.up(baton_dsn)
+    assert await rows(db, signatures) == before
+
+
+async def test_an_upgrade_leaves_what_it_replaces_where_it_is_and_grants_the_rest_to_the_same_roles(
+    baton_dsn: str, db: AsyncConnection
+) -> None:
+    role = f"worker_{uuid4().hex[:8]}"
+    await db.execute(f"CREATE ROLE {role} LOGIN".encode())
+    functions = "SELECT oid, proacl::text FROM pg_proc WHERE proname LIKE 'baton%%' ORDER BY 1"
+    try:
+        await migration.up(baton_dsn, grant=[role])
+        before = await rows(db, functions)
+        await db.execute("UPDATE workflow_migrations SET name = 'another build' WHERE version = 0")
+        await db.execute(f"REVOKE ALL ON workflow_deliveries FROM {role}".encode())
+        await migration.up(baton_dsn)
+        assert await rows(db, functions) == before
+        assert (
+            await testing.run(simple(), dsn=baton_dsn.replace("postgres@", f"{role}@"))
+        ).outcome == "completed"
+    finally:
+        await db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
 async def test_a_schema_that_is_newer_than_the_library_works_and_is_not_touched(
     baton_dsn: str, db: AsyncConnection
 ) -> None:
@@ -272,7 +310,7 @@ async def test_up_asks_for_the_job_table_again_and_again_while_a_transaction_hol
         async with await AsyncConnection.connect(baton_dsn) as busy:
             await busy.execute("UPDATE oban_jobs SET priority = 1")
             up = asyncio.create_task(migration.up(baton_dsn))
-            await eventually(lambda: "locked by a long transaction; trying again (1/10)" in caplog.text)
+            await eventually(lambda: "locked by a long transaction; trying again (1/20)" in caplog.text)
             # Others get through between two tries.
             await db.execute("UPDATE oban_jobs SET priority = 2 WHERE false")
             await busy.rollback()

@@ -51,9 +51,7 @@ class Maintenance:
         jobs = await self._engine.rescue(self._upkeep.rescue_after)
         if jobs:
             self._rescued += len(jobs)
-            logger.warning(
-                "the process of %d jobs died; they are run again or ended: %s", len(jobs), jobs[:20]
-            )
+            logger.warning("jobs of dead processes are run again, or ended (%d): %s", len(jobs), jobs[:20])
             telemetry.execute("baton.plugin.rescued", {"count": len(jobs), "job_ids": jobs})
 
     async def rescue_all(self) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `baton migrate`, `start`, `list`, `show`, `why`, `doctor`, `demo`; see also `_terminal` and `_foreground`.
+"""The command line: `baton migrate`, `start`, `list`, `show`, `cancel` and the like; see also `_terminal`, `_foreground`.
 
 Exit codes:
     0    all went well; `start` was stopped by one signal and its running steps ended in time
@@ -361,7 +361,9 @@ def _typed(prompt: str) -> str:
 
 @cli.command("list", context_settings=_HELP)
 @click.option(
-    "--state", type=click.Choice(["executing", "completed", "failed"]), help="Only those in this state."
+    "--state",
+    type=click.Choice(["executing", "completed", "failed", "cancelled"]),
+    help="Only those in this state.",
 )
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."
@@ -442,6 +444,137 @@ def why(target: Target, run_id: str, step: str | None, as_json: bool) -> None:
     else:
         console = _terminal.open_console()
         _terminal.show(console, _terminal.explained(console, found))
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.argument("step", metavar="[STEP]", required=False)
+@click.option(
+    "--reason", default="cancelled on request", show_default=True, help="Stored as the steps' error."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def cancel(target: Target, run_id: str, step: str | None, reason: str, as_json: bool) -> None:
+    """End a run, or one step with what waits for it.
+
+    Nothing of it starts any more. Steps that run are told to stop, and end as cancelled whatever they do. The exit code is 1
+    if it had ended otherwise before.
+    """
+
+    async def do() -> "tuple[str, api.RunState | api.StepState]":
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            won = await run.cancel(reason=reason) if step is None else await run.cancel(step, reason=reason)
+            return run.id, won
+
+    found, won = asyncio.run(do())
+    what = f"run {found}" if step is None else f"step {step} of run {found}"
+    _tell(
+        as_json,
+        {"run": found, "step": step, "state": won},
+        f"{what}: cancelled",
+        too_late=_too_late(what, won, "cancelled"),
+    )
+
+
+def _too_late(what: str, state: str, wanted: str) -> str | None:
+    """What to say where a verb found its run or step ended otherwise."""
+    return None if state == wanted else f"{what} had ended before: it is {state}"
+
+
+def _tell(as_json: bool, value: Any, line: str, *, too_late: str | None = None) -> None:
+    from baton import _terminal
+
+    if as_json:
+        click.echo(_terminal.as_json(value))
+    if too_late is not None:
+        raise Failure(too_late)
+    if not as_json:
+        click.echo(_terminal.safe(line))
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def retry(target: Target, run_id: str, as_json: bool) -> None:
+    """Run again what failed in a run, in place, and what waits for it.
+
+    Steps that completed keep their results. Doing it twice retries once.
+    """
+
+    async def do() -> tuple[str, list[str]]:
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return run.id, await run.retry()
+
+    found, names = asyncio.run(do())
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+    count = "1 step runs" if len(names) == 1 else f"{len(names):,} steps run"
+    line = f"{count} again: {shown}" if names else "nothing had failed"
+    _tell(as_json, {"run": found, "steps": names}, f"run {found}: {line}")
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--from", "steps", multiple=True, metavar="STEP", help="Where to begin; default: all of it. Repeatable."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def rerun(target: Target, run_id: str, steps: tuple[str, ...], as_json: bool) -> None:
+    """Insert a new run that does a run again, and print its id.
+
+    With --from, the results of the other steps that completed are copied.
+    """
+
+    async def do() -> tuple[str, str]:
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return run.id, (await run.rerun(from_=steps or None)).id
+
+    of, new = asyncio.run(do())
+    _tell(as_json, {"run": new, "rerun_of": of}, new)
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def pause(target: Target, run_id: str, as_json: bool) -> None:
+    """Let nothing more of a run start until `baton resume`. What runs goes on.
+
+    The exit code is 1 if it had ended before.
+    """
+    _pause_or_resume(target, run_id, as_json, "paused")
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_database_options
+def resume(target: Target, run_id: str, as_json: bool) -> None:
+    """Let a paused run go on. Does nothing to one that is not paused.
+
+    The exit code is 1 if it had ended before.
+    """
+    _pause_or_resume(target, run_id, as_json, "goes on")
+
+
+def _pause_or_resume(target: Target, run_id: str, as_json: bool, done: str) -> None:
+    async def do() -> "tuple[str, api.RunState]":
+        async with target.baton() as baton:
+            run = baton.get_run(run_id)
+            return run.id, await (run.pause() if done == "paused" else run.resume())
+
+    found, state = asyncio.run(do())
+    what = f"run {found}"
+    _tell(
+        as_json,
+        {"run": found, "state": state},
+        f"{what}: {done}",
+        too_late=_too_late(what, state, "executing"),
+    )
 
 
 @cli.command(context_settings=_HELP)

@@ -26,10 +26,11 @@ from baton.errors import InvalidOption, SchemaConflict, SchemaMissing, SchemaOut
 
 logger = logging.getLogger(__name__)
 
-# CREATE TRIGGER wants a lock that one long transaction can withhold while every ack queues up behind us. So: ask briefly,
-# let the queue pass, ask again.
-_LOCK_TIMEOUT = "2s"
-_LOCK_TRIES = 10
+# CREATE TRIGGER and ALTER TABLE want locks that one long transaction can withhold while every ack queues up behind us. So: ask
+# briefly, let the queue pass, ask again. Briefly is less than PostgreSQL waits, by default, before it looks for a deadlock and
+# ends somebody: where two wait for each other, we give way.
+_LOCK_TIMEOUT = "400ms"
+_LOCK_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,16 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
     """
     _store.validate_prefix(prefix)
     parts = [_TABLE.format(prefix=prefix)] if since == 0 else []
-    for migration in _pending(since):
+    pending = _pending(since)
+    if since and pending:
+        parts.append(_store.load("lock_tables", prefix).decode())
+    for migration in pending:
         parts.append(_store.render(migration.text, prefix).rstrip().rstrip(";") + ";")
         parts.append(
             f'INSERT INTO "{prefix}".workflow_migrations (version, name) '
             f"VALUES ({migration.version}, '{migration.name}') ON CONFLICT DO NOTHING;"
         )
-    # A function whose parameters or result changed cannot be replaced, and would stay beside its successor.
-    parts.append(_store.load("drop_functions", prefix).decode())
-    parts.extend(_store.render(text, prefix) for _, text in _store.functions())
+    parts.append(_functions(prefix))
     parts.append(_store.load("create_triggers", prefix).decode())
     parts.append(_store.load("revoke_functions", prefix).decode())
     parts.extend(_grant(role, prefix) for role in grant)
@@ -88,6 +90,14 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
         "ON CONFLICT (version) DO UPDATE SET name = excluded.name, applied_at = now();"
     )
     return "\n".join(parts)
+
+
+def _functions(prefix: str) -> str:
+    definitions = ",\n".join(
+        f"('baton_{name}', $baton$\n{_store.render(text, prefix)}$baton$)"
+        for name, text in _store.functions()
+    )
+    return _store.load("replace_functions", prefix).decode().replace("/* definitions */", definitions)
 
 
 def _grant(role: str, prefix: str) -> str:
@@ -121,13 +131,15 @@ def _pending(version: int) -> list[_store.Migration]:
 async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> list[int]:
     """Create or upgrade the schema, Oban's tables included where they are missing.
 
-    Calling it again does nothing; two at once queue up. A crash leaves the schema as it was. The job table is asked for
-    its lock for two seconds at a time, so running workers are not held up.
+    Calling it again does nothing; two at once queue up. A crash leaves the schema as it was. Tables are asked for
+    their locks for less than half a second at a time and for three quarters of a minute in all, so running workers are not
+    held up, also those of the version before.
 
     Args:
         dsn: Of a role that may create tables, and will own them.
         prefix: Schema of the tables.
-        grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call.
+        grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call; an upgrade grants
+            what is new to those of earlier calls as well.
 
     Returns:
         The versions applied, oldest first; empty when the schema was up to date.
@@ -146,11 +158,11 @@ async def _patiently[T](change: Callable[[], Awaitable[T]]) -> T:
     for attempt in range(1, _LOCK_TRIES + 1):
         try:
             return await change()
-        except errors.LockNotAvailable:
+        except (errors.LockNotAvailable, errors.DeadlockDetected):
             if attempt == _LOCK_TRIES:
                 raise
             logger.warning(
-                "oban_jobs is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES
+                "a table is locked by a long transaction; trying again (%d/%d)", attempt, _LOCK_TRIES
             )
             await asyncio.sleep(0.2 * attempt)
     raise AssertionError("unreachable")
@@ -179,7 +191,10 @@ async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> 
             await conn.execute(pgsql.SQL("SET LOCAL search_path = {}").format(pgsql.Identifier(prefix)))
             await conn.execute(install_sql(prefix).encode())
         pending = _pending(found.version)
-        await conn.execute(sql(prefix, since=found.version, grant=grant).encode())
+        # Their workers run already, and from now on need the new tables and functions as well.
+        granted = await (await conn.execute(_store.load("read_granted", prefix))).fetchall()
+        roles = dict.fromkeys([*grant, *(role for (role,) in granted if _ROLE.fullmatch(role))])
+        await conn.execute(sql(prefix, since=found.version, grant=[*roles]).encode())
         return [migration.version for migration in pending]
 
 
