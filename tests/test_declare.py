@@ -408,7 +408,6 @@ def stars(*values): ...
         3,
         "fetch",
     ],
-    ids=str,
 )
 def test_what_is_no_ordinary_function_is_no_step(function):
     with pytest.raises((InvalidOption, InvalidName)):

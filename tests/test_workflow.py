@@ -232,7 +232,7 @@ def test_a_result_that_cannot_fit_is_refused_while_building():
         keywords.new(score.result)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("job", [None, "fetch", 3, {}, object(), fetch_sources.function], ids=repr)
+@pytest.mark.parametrize("job", [None, "fetch", 3, {}, object(), fetch_sources.function])
 def test_what_is_no_job_is_refused(job):
     with pytest.raises(InvalidArgument, match="a job is wanted"):
         Workflow().add("a", job)

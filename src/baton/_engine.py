@@ -156,8 +156,8 @@ class Engine:
                     pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
                         await self._conninfo(),
                         kwargs={
-                            "application_name": "baton engine",
                             **await connect_options(self._kwargs),
+                            "application_name": "baton engine",
                             "autocommit": True,
                         },
                         min_size=1,

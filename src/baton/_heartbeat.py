@@ -1,8 +1,9 @@
 """Keeps this process known as alive, from a thread with a connection of its own.
 
 A step may block the event loop, hold every connection of the pools, or run for hours: none of it makes the process look dead,
-and its jobs be rescued. Only its end does, a stop of all of it (SIGSTOP, a frozen machine), or the loss of the database. The
-same thread notices when the event loop does not answer, and says what runs on it.
+and its jobs be rescued. Only its end does, a stop of all of it (SIGSTOP, a frozen machine, C code that does not let go of
+Python's lock), or the loss of the database. The same thread notices when the event loop does not answer, and says what runs
+on it.
 """
 
 import asyncio

@@ -108,7 +108,7 @@ class Listener(PostgresNotifier):
     async def _open(self) -> AsyncConnection:
         """A connection with all that the pool connects with: its string alone may lack the password."""
         options = await connect_options(self._query._pool.kwargs)
-        options = {"application_name": "baton listen", **options, "autocommit": True}
+        options = {**options, "application_name": "baton listen", "autocommit": True}
         return await AsyncConnection.connect(await self._query.dsn(), **options)
 
     async def _listen_again(self, conn: AsyncConnection) -> None:

@@ -38,7 +38,7 @@ class Finished:
     """A run that came to its end.
 
     Attributes:
-        outcome: `completed` or `failed`.
+        outcome: `completed`, `failed` or `cancelled`.
         states: State by step name.
         results: What each completed step returned, as the annotated type, by step name.
         errors: Last error, or the reason, of each step that was cancelled or discarded.
