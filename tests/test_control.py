@@ -405,9 +405,7 @@ async def test_rerun_copies_what_had_settled_and_runs_the_rest(worker: Baton, ba
         await run.rerun(from_=[])
     for call in (run.cancel, run.result, run.why, lambda step: run.rerun(from_=step)):
         for wrong in (3, [3]):
-            with pytest.raises(
-                InvalidOption, match="step is named by its name or its Ref, not by (int|list)"
-            ):
+            with pytest.raises(InvalidOption, match=r"not by (int|list)"):
                 await call(wrong)  # type: ignore[operator]
     with pytest.raises(InvalidOption, match="reason is None"):
         await run.cancel(reason=None)  # type: ignore[call-overload]

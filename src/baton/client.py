@@ -307,8 +307,8 @@ class Baton:
         """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing, and while it
         stops, waits for the end.
 
-        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and three
-        seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
+        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and
+        three seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
         """
         async with self._turn:
             if self._exit is not None:
