@@ -722,6 +722,18 @@ async def test_two_starts_at_once_are_one_and_two_stops_end_together(baton_dsn: 
     await eventually(lambda: len(asyncio.all_tasks()) == tasks)
 
 
+def test_a_baton_may_serve_one_event_loop_after_the_other(baton_dsn: str) -> None:
+    baton_ = Baton(baton_dsn, queues={"default": 2})
+
+    async def use() -> int:
+        await asyncio.gather(baton_.start(), baton_.start())
+        result = await (await baton_.insert(sums())).result("b", timeout=10)
+        await asyncio.gather(baton_.stop(), baton_.stop())
+        return int(result)
+
+    assert [asyncio.run(use()), asyncio.run(use())] == [4, 4]
+
+
 async def test_a_start_while_it_stops_begins_anew(baton_dsn: str) -> None:
     baton_ = Baton(baton_dsn, queues={"default": 2})
     await baton_.start()

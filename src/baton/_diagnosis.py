@@ -579,8 +579,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_deliveries",
         level=Level.WARNING,
         found="{count} ends wait to be delivered {what}, tried up to {tries} times, due for {seconds} s",
-        remedy="start the app that takes them, and look for its errors in the log; or delete a consumer that is gone: "
-        "DELETE FROM workflow_consumers and workflow_deliveries",
+        remedy="start the app that takes them, and look for its errors in the log; or forget a consumer that is gone: "
+        "await baton.remove_consumer(NAME)",
     ),
     Check(
         "deadlines",

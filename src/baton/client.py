@@ -173,8 +173,7 @@ class Baton:
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
         self._exit: AsyncExitStack | None = None
-        # Starts and stops come one after the other: a second start would build a second Oban, which nobody stops.
-        self._turn = asyncio.Lock()
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._stop_by = float("inf")
         self._oban: Oban | None = None
         self._engine: Engine | None = None
@@ -259,10 +258,18 @@ class Baton:
             SchemaOutdated: The schema is older than this library.
             LocalServerError: The embedded PostgreSQL could not be started.
         """
-        async with self._turn:
+        async with self._in_turn():
             if self._exit is None:
                 await self._start()
         return self
+
+    def _in_turn(self) -> asyncio.Lock:
+        """Starts and stops come one after the other: a second start would build a second Oban, which nobody stops."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            # A Baton may serve one event loop after the other, a lock may not.
+            self._turn = loop, asyncio.Lock()
+        return self._turn[1]
 
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
@@ -310,7 +317,7 @@ class Baton:
         Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and
         three seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
         """
-        async with self._turn:
+        async with self._in_turn():
             if self._exit is not None:
                 await self._stop(self._exit)
 
