@@ -563,7 +563,7 @@ CHECKS: tuple[Check, ...] = (
         "each run without a step to settle has finished",
         "doctor/read_unfinished",
         found="{count} runs have no step left and have not finished, for instance {id}",
-        remedy="report it, with what the check `audit` says; baton.get_run(...).cancel() ends such a run",
+        remedy="report it, with what the check `audit` says; no verb ends such a run",
     ),
     Check(
         "orphans",
