@@ -710,6 +710,41 @@ async def test_a_baton_may_start_again_and_work(baton_dsn: str) -> None:
             assert await (await baton_.insert(sums())).result("b", timeout=10) == 4
 
 
+async def test_two_starts_at_once_are_one_and_two_stops_end_together(baton_dsn: str) -> None:
+    baton_ = Baton(baton_dsn, queues={"default": 2})
+    tasks = len(asyncio.all_tasks())
+    await asyncio.gather(baton_.start(), baton_.start())
+    producers = await value(baton_dsn, "SELECT count(*) FROM oban_producers")
+    first, second = asyncio.create_task(baton_.stop()), asyncio.create_task(baton_.stop())
+    await second
+    assert first.done(), "who stops it as the second waits for the end as well"
+    assert producers == 1
+    await eventually(lambda: len(asyncio.all_tasks()) == tasks)
+
+
+def test_a_baton_may_serve_one_event_loop_after_the_other(baton_dsn: str) -> None:
+    baton_ = Baton(baton_dsn, queues={"default": 2})
+
+    async def use() -> int:
+        await asyncio.gather(baton_.start(), baton_.start())
+        result = await (await baton_.insert(sums())).result("b", timeout=10)
+        await asyncio.gather(baton_.stop(), baton_.stop())
+        return int(result)
+
+    assert [asyncio.run(use()), asyncio.run(use())] == [4, 4]
+
+
+async def test_a_start_while_it_stops_begins_anew(baton_dsn: str) -> None:
+    baton_ = Baton(baton_dsn, queues={"default": 2})
+    await baton_.start()
+    stopping = asyncio.create_task(baton_.stop())
+    await asyncio.sleep(0)
+    await baton_.start()
+    assert stopping.done()
+    assert await (await baton_.insert(sums())).result("b", timeout=10) == 4
+    await baton_.stop()
+
+
 async def test_a_start_that_fails_leaves_nothing_behind_and_may_be_repeated(baton_dsn: str) -> None:
     await value(baton_dsn, "ALTER TABLE oban_jobs DISABLE TRIGGER baton_jobs_updated")
     baton_ = Baton(baton_dsn, queues={"default": 2})

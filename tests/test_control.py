@@ -428,6 +428,12 @@ async def test_rerun_copies_what_had_settled_and_runs_the_rest(worker: Baton, ba
         await run.rerun(from_="nobody")
     with pytest.raises(InvalidOption, match="names no step"):
         await run.rerun(from_=[])
+    for call in (run.cancel, run.result, run.why, lambda step: run.rerun(from_=step)):
+        for wrong in (3, [3]):
+            with pytest.raises(InvalidOption, match=r"not by (int|list)"):
+                await call(wrong)  # type: ignore[operator]
+    with pytest.raises(InvalidOption, match="reason is None"):
+        await run.cancel(reason=None)  # type: ignore[call-overload]
     await audit_finds_nothing(baton_dsn)
 
 
@@ -503,12 +509,14 @@ async def test_steps_run_at_the_end_whatever_happened_or_only_after_a_failure(
 
 
 @asynccontextmanager
-async def told(dsn: str, events: list[WorkflowFinished], **options: Any) -> AsyncIterator[Baton]:
+async def told(
+    dsn: str, events: list[WorkflowFinished], *, error: type[BaseException] = ValueError, **options: Any
+) -> AsyncIterator[Baton]:
     async def on_finished(event: WorkflowFinished) -> None:
         events.append(event)
         if "callback" in stage.broken:
             stage.broken.discard("callback")
-            raise ValueError("the callback is broken")
+            raise error("the callback is broken")
 
     options = {"queues": {"default": 5}, "poll_interval": 0.05} | options
     async with Baton(dsn, on_finished=on_finished, **options) as client:
@@ -536,10 +544,14 @@ async def test_the_end_of_each_generation_is_delivered_with_what_happened(baton_
     assert await execute(baton_dsn, "SELECT * FROM workflow_deliveries") == []
 
 
-async def test_what_could_not_be_delivered_is_delivered_again_with_the_same_id(baton_dsn: str) -> None:
+# What a callback waits for may have been cancelled. That is an error of its own, not the end of all deliveries.
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_what_could_not_be_delivered_is_delivered_again_with_the_same_id(
+    baton_dsn: str, error: type[BaseException]
+) -> None:
     events: list[WorkflowFinished] = []
     stage.broken.add("callback")
-    async with told(baton_dsn, events) as client:
+    async with told(baton_dsn, events, error=error) as client:
         run = await client.insert(Workflow("empty"))
         await eventually(lambda: len(events) == 1)
         await eventually(lambda: postponed(baton_dsn))

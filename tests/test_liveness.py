@@ -347,7 +347,7 @@ async def test_obans_clean_up_spares_whom_a_longer_silence_was_granted(
         assert await baton.oban._query.cleanup_expired_producers(60.0) == 1
 
 
-@pytest.mark.parametrize("value", [0, 0.5, -1, "60", None, True, float("nan")])
+@pytest.mark.parametrize("value", [0, 0.5, -1, "60", None, True, float("nan"), float("inf"), 1e10])
 def test_rescue_after_is_a_time(value: Any) -> None:
     with pytest.raises(InvalidOption, match="rescue_after"):
         Baton("postgresql://", rescue_after=value)

@@ -485,7 +485,10 @@ async def test_obans_pruner_at_one_second_takes_nothing_from_running_workflows(
         ("prune_limit", 0),
         ("prune_limit", True),
         ("prune_limit", None),
+        ("prune_limit", float("inf")),
+        ("prune_limit", 1e10),
         ("debug_log_max_age", -1),
+        ("debug_log_max_age", float("inf")),
         ("debug_log_max_age", "a day"),
     ],
 )

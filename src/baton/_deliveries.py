@@ -122,7 +122,14 @@ class Deliveries:
             if self._consumer is None and not hooks:
                 return told
             due = await self._engine.deliver(self._consumer, list(hooks), _BATCH, _LEASE_SECONDS)
-            told += sum(await asyncio.gather(*(self._tell(read_delivery(text), hooks) for text in due)))
+            # All of them, also when one raises: a callback that was begun is waited for.
+            ends = await asyncio.gather(
+                *(self._tell(read_delivery(text), hooks) for text in due), return_exceptions=True
+            )
+            for end in ends:
+                if isinstance(end, BaseException):
+                    raise end
+                told += end
             if len(due) < _BATCH:
                 return told
 
@@ -134,7 +141,11 @@ class Deliveries:
                     await self._on_finished(delivery.event)
                 else:
                     await self._call_hook(delivery, hooks[delivery.function])
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Something that it waited for was cancelled. That ends its call, not ours.
             again = delay_after(delivery.tries)
             logger.exception(
                 "%s failed at try %d; trying again in %g s", _what(delivery), delivery.tries, again

@@ -563,7 +563,7 @@ CHECKS: tuple[Check, ...] = (
         "each run without a step to settle has finished",
         "doctor/read_unfinished",
         found="{count} runs have no step left and have not finished, for instance {id}",
-        remedy="report it, with what the check `audit` says; baton.get_run(...).cancel() ends such a run",
+        remedy="report it, with what the check `audit` says; no verb ends such a run",
     ),
     Check(
         "orphans",
@@ -579,8 +579,8 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_deliveries",
         level=Level.WARNING,
         found="{count} ends wait to be delivered {what}, tried up to {tries} times, due for {seconds} s",
-        remedy="start the app that takes them, and look for its errors in the log; or delete a consumer that is gone: "
-        "DELETE FROM workflow_consumers and workflow_deliveries",
+        remedy="start the app that takes them, and look for its errors in the log; or forget a consumer that is gone: "
+        "await baton.remove_consumer(NAME)",
     ),
     Check(
         "deadlines",

@@ -58,6 +58,8 @@ logger = logging.getLogger("baton")
 
 _ENGINE_CONNECTIONS = 4
 _MOST_THREADS = 10_000
+# Of seconds and of rows, as the database can count with them: one process's endless `rescue_after` would end all rescues.
+_MOST = 1e9
 # What a stop takes besides the grace of what runs, and what each of its parts gets however little of that is left.
 _STOP_SECONDS = 1.5
 _LEAST_SECONDS = 0.2
@@ -139,13 +141,16 @@ class Baton:
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
-        _check_number("rescue_after", rescue_after, "seconds from 1 up", at_least=1)
+        _check_number(
+            "rescue_after", rescue_after, "seconds from 1 up, at most 1e9", at_least=1, at_most=_MOST
+        )
         _check_number("interval", interval, "seconds above 0", at_least=0.001)
         if not isinstance(prune, bool):
             raise InvalidOption(f"prune is {prune!r}; it must be True or False")
-        _check_number("prune_limit", prune_limit, "steps from 1 up", at_least=1)
+        _check_number("prune_limit", prune_limit, "steps from 1 up, at most 1e9", at_least=1, at_most=_MOST)
         if debug_log_max_age is not None:
-            _check_number("debug_log_max_age", debug_log_max_age, "seconds from 0 up, or None", at_least=0)
+            wanted = "seconds from 0 up, at most 1e9, or None"
+            _check_number("debug_log_max_age", debug_log_max_age, wanted, at_least=0, at_most=_MOST)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         self._dsn = dsn
@@ -168,7 +173,7 @@ class Baton:
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
         self._exit: AsyncExitStack | None = None
-        self._stopping = False
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._stop_by = float("inf")
         self._oban: Oban | None = None
         self._engine: Engine | None = None
@@ -244,7 +249,8 @@ class Baton:
         await self.stop()
 
     async def start(self) -> Self:
-        """Connect, check the schema, start working on the queues. Returns itself; calling it again does nothing.
+        """Connect, check the schema, start working on the queues. Returns itself; calling it again does nothing, and while it
+        starts or stops, waits for that first.
 
         Raises:
             DatabaseUnreachable: PostgreSQL does not answer, refuses us, or the DSN is none.
@@ -252,8 +258,20 @@ class Baton:
             SchemaOutdated: The schema is older than this library.
             LocalServerError: The embedded PostgreSQL could not be started.
         """
-        if self._exit is not None:
-            return self
+        async with self._in_turn():
+            if self._exit is None:
+                await self._start()
+        return self
+
+    def _in_turn(self) -> asyncio.Lock:
+        """Starts and stops come one after the other: a second start would build a second Oban, which nobody stops."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            # A Baton may serve one event loop after the other, a lock may not.
+            self._turn = loop, asyncio.Lock()
+        return self._turn[1]
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             if self._local is not None:
                 await self._start_server(stack, self._local[0])
@@ -291,28 +309,29 @@ class Baton:
             self._seam.maintenance.loop.start()
             stack.push_async_callback(self._seam.maintenance.loop.stop)
             self._exit = stack.pop_all()
-        return self
 
     async def stop(self) -> None:
-        """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing.
+        """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing, and while it
+        stops, waits for the end.
 
-        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and two
-        seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
+        Outcomes are written as the jobs end, and heartbeats go on until the last has. It takes `shutdown_grace_period` and
+        three seconds at most, also while the database is away: what cannot be written then runs again, `rescue_after` later.
         """
-        if self._exit is None or self._stopping:
-            return
+        async with self._in_turn():
+            if self._exit is not None:
+                await self._stop(self._exit)
+
+    async def _stop(self, started: AsyncExitStack) -> None:
         assert self._seam is not None
         assert self._oban is not None
         grace = self._oban._shutdown_grace_period
         self._stop_by = time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
         # Steps that are still running may insert and read until they have ended.
-        self._stopping = True
         self._seam.stopping = True
         try:
-            await self._exit.aclose()
+            await started.aclose()
         finally:
             self._exit = None
-            self._stopping = False
             self._stop_by = float("inf")
 
     def hurry(self) -> None:
@@ -594,8 +613,10 @@ def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
     return dict(queues)
 
 
-def _check_number(option: str, value: object, wanted: str, *, at_least: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= at_least:
+def _check_number(
+    option: str, value: object, wanted: str, *, at_least: float, at_most: float = float("inf")
+) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not at_least <= value <= at_most:
         raise InvalidOption(f"{option} is {value!r}; it must be a number of {wanted}")
 
 

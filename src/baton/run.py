@@ -225,6 +225,8 @@ class Run:
             RunNotFound: There is no such run.
             ResultNotFound: The run has no such step.
         """
+        if not isinstance(reason, str):
+            raise InvalidOption(f"reason is {reason!r}; it must be text")
         names = None if step is None else [_name(step)]
         ends = await self._access.engine.cancel(self._id, names, _codec.clean_text(reason, 1_000))
         if ends is None:
@@ -275,7 +277,8 @@ class Run:
         """
         names = None
         if from_ is not None:
-            names = [_name(from_)] if isinstance(from_, str | Ref) else [_name(step) for step in from_]
+            one_or_more = [from_] if isinstance(from_, str) or not isinstance(from_, Sequence) else from_
+            names = [_name(step) for step in one_or_more]
             if not names:
                 raise InvalidOption("rerun(from_=[]) names no step; leave from_ out to run all of it again")
         new_id = uuid7()
@@ -332,7 +335,11 @@ class Run:
 
 
 def _name(step: str | Ref[Any]) -> str:
-    return step if isinstance(step, str) else step.name
+    if isinstance(step, Ref):
+        return step.name
+    if not isinstance(step, str):
+        raise InvalidOption(f"a step is named by its name or its Ref, not by {type(step).__name__}")
+    return step
 
 
 def _restore(name: str, function: str, text: str) -> Any:
