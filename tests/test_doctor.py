@@ -341,7 +341,7 @@ BROKEN = {
         PRODUCER.format(SOMEBODY, '{"paused": true}', NOW, NOW)
         + f"UPDATE oban_jobs SET scheduled_at = {AGED.format('2 min')} WHERE state = 'available'",
         {"workers": "warning"},
-        "it is paused on all its 1 workers -> await baton.oban.resume_queue('default')",
+        "it is paused on all of its workers (1) -> await baton.oban.resume_queue('default')",
     ),
     "lost-jobs": Broken(
         RUNNING.format(AGED.format("10 min")),

@@ -296,6 +296,22 @@ async def test_an_oban_that_goes_on_without_baton_beats_by_itself(
         assert await rows(db, "SELECT FROM oban_producers") == []
 
 
+async def test_an_oban_that_goes_on_without_baton_has_again_what_it_had(baton_dsn: str) -> None:
+    async with AsyncConnectionPool(baton_dsn, min_size=1, max_size=5, open=False) as pool:
+        oban = Oban(pool=pool, queues={"default": 1})
+        async with oban:
+            producer = oban._producers["default"]
+
+            def has() -> tuple[Any, float, Any]:
+                return producer._dispatcher, producer._debounce_interval, producer.stop
+
+            before = has()
+            for _ in range(3):
+                async with Baton(oban=oban, rescue_after=SECONDS):
+                    assert producer._dispatcher is not before[0]
+                assert has() == before
+
+
 async def test_obans_own_stop_keeps_a_queue_alive_until_its_last_outcome(
     baton_dsn: str, db: psycopg.AsyncConnection
 ) -> None:

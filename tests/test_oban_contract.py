@@ -689,7 +689,11 @@ async def test_what_was_claimed_is_given_back_if_the_queue_changed_its_mind_befo
         if done.claimed and not changed:
             changed = True
             assert len(done.claimed) == 4
-            producer = next(p for seam in seam_module._seams.values() for p in seam._by_uuid.values())
+            producer = next(
+                seam._by_uuid[str(claim.producer)]
+                for seam in list(seam_module._seams.values())
+                if str(claim.producer) in seam._by_uuid
+            )
             if how == "pause":
                 producer._paused = True
             elif how == "stop":

@@ -1,6 +1,6 @@
 import json
 from dataclasses import FrozenInstanceError, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -405,3 +405,12 @@ def test_the_builder_does_not_need_the_registry(monkeypatch):
     workflow = Workflow()
     workflow.add("a", noop.new())
     assert workflow.steps["a"].meta == "{}"
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [5, "tomorrow", timedelta(), timedelta.max, datetime(2026, 1, 1), datetime.max.replace(tzinfo=UTC)],
+)
+def test_a_deadline_that_cannot_work_is_refused(deadline):
+    with pytest.raises(InvalidOption, match="deadline="):
+        Workflow("late", deadline=deadline)

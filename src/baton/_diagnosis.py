@@ -344,7 +344,7 @@ def _unserved(rows: Sequence[Row], context: Context, limits: Limits) -> Iterator
         if row["paused"]:
             yield (
                 Level.WARNING,
-                f"{waiting}it is paused on all its {row['paused']} workers",
+                f"{waiting}it is paused on all of its workers ({row['paused']})",
                 f"await baton.oban.resume_queue({row['queue']!r})",
             )
         else:

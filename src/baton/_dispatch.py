@@ -158,6 +158,10 @@ class Dispatcher:
         if late:
             await asyncio.wait(late, timeout=_LET_GO)
 
+    def forget(self, producer: Producer) -> None:
+        """Its jobs are not given back any more."""
+        self._ending.discard(producer)
+
     def _of(self, producer: Producer | None) -> list["asyncio.Task[None]"]:
         return [task for task, owner in self._tasks.items() if producer in (None, owner)]
 

@@ -91,6 +91,7 @@ class Seam:
         self._just_claimed: set[str] = set()
         self._uncertain: set[str] = set()
         self._by_uuid: dict[str, Producer] = {}
+        self._before: dict[str, tuple[Any, float, Any]] = {}
 
     def attach(self) -> None:
         """Take over dispatch and wake-ups, and make the slots find this instance. Before or after Oban's start.
@@ -147,6 +148,7 @@ class Seam:
         """Run a queue's jobs through our dispatcher, without waiting for company before it fetches. Once."""
         if producer._uuid in self._by_uuid or producer._uuid in self._give_up_at:
             return
+        self._before[producer._uuid] = (producer._dispatcher, producer._debounce_interval, producer.stop)
         producer._dispatcher = self.dispatcher
         # Acks gather while a statement is under way; sleeping for more would only add to the hop between two steps.
         producer._debounce_interval = 0.0
@@ -324,7 +326,17 @@ class Seam:
             )
         if self._by_uuid.pop(producer._uuid, None) is not None:
             self.engine.local_producers.remove(UUID(producer._uuid))
+            self._leave(producer)
             self.heartbeat.leave(producer._uuid, gone=producer._stopping.is_set())
+
+    def _leave(self, producer: Producer) -> None:
+        """A queue that goes on without Baton has again what it had before."""
+        dispatcher, debounce, stop = self._before.pop(producer._uuid)
+        if not producer._stopping.is_set():
+            producer._dispatcher = dispatcher
+            producer._debounce_interval = debounce
+            producer.stop = stop  # type: ignore[method-assign]
+            self.dispatcher.forget(producer)
 
     async def ack_jobs(self, actions: list[AckAction]) -> list[int]:
         """Write outcomes until each is durable or known to be stale, and claim what may run next."""

@@ -289,7 +289,9 @@ def _queue(facts: Facts) -> Iterator[Cause]:
             Reason.NO_WORKER, f"no worker serves queue {facts.queue}; start one: baton start --app ..."
         )
     elif facts.paused_workers == facts.workers:
-        yield Cause(Reason.QUEUE_PAUSED, f"queue {facts.queue} is paused on all its {facts.workers} workers")
+        yield Cause(
+            Reason.QUEUE_PAUSED, f"queue {facts.queue} is paused on all of its workers ({facts.workers})"
+        )
     elif facts.job == "available":
         if facts.executing >= facts.room:
             yield Cause(

@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import MAXYEAR, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from oban.job import Job
 
 STEP_WORKER = "baton.StepWorker"
+# Far from the end of the calendar, whenever it is added to now.
+_LONGEST_DEADLINE = timedelta(days=365_000)
 type RunsOn = Literal["success", "always", "failure"]
 
 
@@ -98,6 +100,7 @@ class Workflow:
         ignore_discarded: Default of the steps: whether a discarded dependency counts as done.
         scheduled_at: When the steps without dependencies may run at the earliest; aware.
         deadline: When the run must have finished: a time, aware, or a timedelta from the insert on, by the server's clock.
+            Looked at once a second, so a run that ends within that second has met it.
             What has not settled by then is cancelled, and the run ends as failed; steps with `always=True` still run. A retry
             of the finished run, and a re-run, get as long again.
 
@@ -418,12 +421,12 @@ def _runs_on(step: str, always: bool, on_failure: bool) -> RunsOn:
 
 
 def _deadline(value: object) -> datetime | timedelta | None:
-    if value is None or (isinstance(value, timedelta) and value > timedelta()):
+    if value is None or (isinstance(value, timedelta) and timedelta() < value <= _LONGEST_DEADLINE):
         return value
-    if isinstance(value, datetime) and value.utcoffset() is not None:
+    if isinstance(value, datetime) and value.utcoffset() is not None and value.year < MAXYEAR:
         return value
     raise InvalidOption(
-        f"deadline={value!r} cannot work; use a datetime with a time zone, or a timedelta above 0"
+        f"deadline={value!r} cannot work; use a datetime with a time zone, or a timedelta above 0, of a thousand years at most"
     )
 
 
