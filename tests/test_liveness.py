@@ -15,7 +15,8 @@ import pytest
 from oban import Oban
 from psycopg_pool import AsyncConnectionPool
 
-from baton import Baton, Workflow, step
+from baton import Baton, Workflow, current, step
+from baton import _oban as seam
 from baton.errors import InvalidOption
 from tests.kit.reused import Reused
 from tests.kit.wait import eventually
@@ -296,14 +297,47 @@ async def test_an_oban_that_goes_on_without_baton_beats_by_itself(
         assert await rows(db, "SELECT FROM oban_producers") == []
 
 
+async def test_a_process_that_claims_what_it_still_runs_counts_both(
+    baton_dsn: str, db: psycopg.AsyncConnection
+) -> None:
+    """It was frozen, its job was rescued, and it was the one that claimed it next."""
+    doors = {attempt: asyncio.Event() for attempt in (1, 2)}
+    begun: list[int] = []
+
+    @step(name="tests.liveness.twice")
+    async def twice() -> int:
+        attempt = current().attempt
+        begun.append(attempt)
+        await doors[attempt].wait()
+        return attempt
+
+    async with worker(baton_dsn, queues={"default": 2}) as baton:
+        run = await baton.insert(workflow(twice=twice.new()))
+        await eventually(lambda: begun == [1])
+        await db.execute("UPDATE oban_jobs SET state = 'available'")
+        producer = baton.oban._producers["default"]
+        producer.notify()
+        await eventually(lambda: begun == [1, 2])
+        assert len(producer._running_jobs) == 2
+        doors[1].set()
+        await eventually(lambda: len(producer._running_jobs) == 1)
+        (job_id,) = producer._running_jobs
+        assert [(job_id,)] == await rows(
+            db, "SELECT id FROM oban_jobs WHERE state = 'executing' AND attempt = 2"
+        )
+        doors[2].set()
+        assert await run.result("twice", timeout=20) == 2
+        await eventually(lambda: producer._running_jobs == {})
+
+
 async def test_an_oban_that_goes_on_without_baton_has_again_what_it_had(baton_dsn: str) -> None:
     async with AsyncConnectionPool(baton_dsn, min_size=1, max_size=5, open=False) as pool:
         oban = Oban(pool=pool, queues={"default": 1})
         async with oban:
             producer = oban._producers["default"]
 
-            def has() -> tuple[Any, float, Any]:
-                return producer._dispatcher, producer._debounce_interval, producer.stop
+            def has() -> list[Any]:
+                return [getattr(producer, name) for name in seam._REPLACED]
 
             before = has()
             for _ in range(3):

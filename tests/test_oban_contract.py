@@ -191,6 +191,7 @@ ATTRIBUTES = {
         "_query",
         "_queue",
         "_running_jobs",
+        "_on_job_complete",
         "_shutdown_grace_period",
         "_stopping",
         "_uuid",

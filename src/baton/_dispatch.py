@@ -173,6 +173,11 @@ class Dispatcher:
 
     def dispatch(self, producer: Producer, job: Job) -> "asyncio.Task[None]":
         """Run a job in a task of its own."""
+        assert job.id is not None
+        earlier = producer._running_jobs.pop(job.id, None)
+        if earlier is not None:
+            # This process was taken for dead meanwhile, by a freeze for instance, and has claimed what it still runs.
+            self._stand_by(producer, *earlier)
         # Before its task begins, so that a cancel that comes at once finds it.
         job._cancellation = asyncio.Event()
         task = asyncio.create_task(self._run(producer, job), name=f"baton-job-{job.id}")
@@ -213,14 +218,17 @@ class Dispatcher:
 
     def _linger(self, producer: Producer, job: Job, thread: "asyncio.Future[Any]") -> None:
         """Keep a slot taken until a thread is done, although its attempt's outcome is written and the next one may begin."""
-        # Under a number that is no job's, because the next attempt stands under the job's.
-        slot = -next(self._slots)
         task = asyncio.create_task(_ended(thread), name=f"baton-thread-{job.id}")
         self._tasks[task] = producer
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        self._stand_by(producer, job, task)
+
+    def _stand_by(self, producer: Producer, job: Job, task: "asyncio.Task[None]") -> None:
+        """Keep a slot taken until a task is done, under a number that is no job's: the next attempt stands under the job's."""
+        slot = -next(self._slots)
         producer._running_jobs[slot] = (job, task)
 
-        def free(done: "asyncio.Task[None]") -> None:
-            self._tasks.pop(done, None)
+        def free(_: "asyncio.Task[None]") -> None:
             producer._running_jobs.pop(slot, None)
             producer.notify()
 

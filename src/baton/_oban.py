@@ -60,6 +60,9 @@ _TICK_SECONDS = 60.0
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
 
+# Of a producer, while Baton has it.
+_REPLACED = ("_dispatcher", "_debounce_interval", "_on_job_complete", "stop")
+
 _seams: weakref.WeakKeyDictionary[Query, "Seam"] = weakref.WeakKeyDictionary()
 
 
@@ -91,7 +94,7 @@ class Seam:
         self._just_claimed: set[str] = set()
         self._uncertain: set[str] = set()
         self._by_uuid: dict[str, Producer] = {}
-        self._before: dict[str, tuple[Any, float, Any]] = {}
+        self._before: dict[str, dict[str, Any]] = {}
 
     def attach(self) -> None:
         """Take over dispatch and wake-ups, and make the slots find this instance. Before or after Oban's start.
@@ -148,7 +151,7 @@ class Seam:
         """Run a queue's jobs through our dispatcher, without waiting for company before it fetches. Once."""
         if producer._uuid in self._by_uuid or producer._uuid in self._give_up_at:
             return
-        self._before[producer._uuid] = (producer._dispatcher, producer._debounce_interval, producer.stop)
+        self._before[producer._uuid] = {name: getattr(producer, name) for name in _REPLACED}
         producer._dispatcher = self.dispatcher
         # Acks gather while a statement is under way; sleeping for more would only add to the hop between two steps.
         producer._debounce_interval = 0.0
@@ -161,6 +164,17 @@ class Seam:
             await self._stop(producer, stop)
 
         producer.stop = stop_in_order  # type: ignore[method-assign]
+
+        def on_job_complete(job_id: int) -> None:
+            _, task = producer._running_jobs.get(job_id, (None, None))
+            if task is None or task.done():
+                complete(job_id)
+            else:
+                # An earlier attempt ended; the one that stands under the job's id goes on.
+                producer.notify()
+
+        complete = producer._on_job_complete
+        producer._on_job_complete = on_job_complete  # type: ignore[method-assign]
 
     def wake(self, queues: Sequence[str]) -> None:
         """Let the local producers of these queues look for jobs."""
@@ -331,11 +345,10 @@ class Seam:
 
     def _leave(self, producer: Producer) -> None:
         """A queue that goes on without Baton has again what it had before."""
-        dispatcher, debounce, stop = self._before.pop(producer._uuid)
+        before = self._before.pop(producer._uuid)
         if not producer._stopping.is_set():
-            producer._dispatcher = dispatcher
-            producer._debounce_interval = debounce
-            producer.stop = stop  # type: ignore[method-assign]
+            for name, value in before.items():
+                setattr(producer, name, value)
             self.dispatcher.forget(producer)
 
     async def ack_jobs(self, actions: list[AckAction]) -> list[int]:
