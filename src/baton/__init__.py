@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from baton.client import Baton
     from baton.events import WorkflowFinished
     from baton.run import Run
-    from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, RunChange, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -48,6 +48,7 @@ __all__ = [
     "Reason",
     "Ref",
     "Run",
+    "RunChange",
     "RunExplanation",
     "RunState",
     "RunStatus",
@@ -80,6 +81,7 @@ _LAZY = {
     "Graph": "baton.snapshot",
     "Reason": "baton.why",
     "Run": "baton.run",
+    "RunChange": "baton.snapshot",
     "RunExplanation": "baton.why",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
