@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from baton.client import Baton
     from baton.events import WorkflowFinished
     from baton.run import Run
-    from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "Cause",
     "Explanation",
     "Graph",
+    "Progress",
     "Reason",
     "Ref",
     "Run",
@@ -78,6 +79,7 @@ _LAZY = {
     "Cause": "baton.why",
     "Explanation": "baton.why",
     "Graph": "baton.snapshot",
+    "Progress": "baton.snapshot",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunExplanation": "baton.why",
