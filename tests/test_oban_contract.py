@@ -257,6 +257,7 @@ async def test_every_private_attribute_that_is_used_is_there(stock: Oban) -> Non
 
 # Where private names of others are used.
 SEAM = {
+    "_acks.py",
     "_leader.py",
     "_lifecycle.py",
     "_notifier.py",
@@ -691,9 +692,9 @@ async def test_what_was_claimed_is_given_back_if_the_queue_changed_its_mind_befo
             changed = True
             assert len(done.claimed) == 4
             producer = next(
-                seam._by_uuid[str(claim.producer)]
+                seam.acks.producers[str(claim.producer)]
                 for seam in list(seam_module._seams.values())
-                if str(claim.producer) in seam._by_uuid
+                if str(claim.producer) in seam.acks.producers
             )
             if how == "pause":
                 producer._paused = True
