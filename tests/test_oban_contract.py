@@ -33,8 +33,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 import baton
-from baton import Baton, Workflow, step, testing
+from baton import Baton, Workflow, _acks, step, testing
 from baton import _oban as seam_module
+from baton._deadline import end
 from baton._engine import Engine
 from baton.errors import StepCancelled
 from tests.kit.reused import Reused
@@ -671,6 +672,48 @@ async def test_an_ack_whose_commit_was_not_heard_of_is_not_counted_twice(
     assert lost == 2
     assert await one(db, "SELECT sum(reruns) FROM workflow_nodes") == 0
     assert await one(db, "SELECT count(*) FROM oban_jobs WHERE state = 'executing'") == 0
+
+
+async def test_what_is_written_last_is_not_run_again_after_a_claim_whose_answer_was_lost(
+    baton_dsn: str, db: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: set[str] = set()
+    door = asyncio.Event()
+
+    @step(name="tests.contract.waits")
+    async def waits() -> None:
+        begun.add(baton.current().step)
+        await door.wait()
+
+    workflow = Workflow("last")
+    workflow.add("a", waits.new())
+    workflow.add("b", waits.new())
+    async with AsyncConnectionPool(baton_dsn, min_size=1, max_size=5, open=False) as pool:
+        app = Oban(pool=pool, queues={"default": 3})
+        async with app, Baton(oban=app) as worker:
+            await worker.insert(workflow)
+            await eventually(lambda: begun == {"a", "b"})
+            assert worker._seam is not None
+            assert worker._engine is not None
+            producer: Any = app._producers["default"]
+            # From now on nobody writes but the stop.
+            await end(producer._loop_task)
+            write = worker._engine.ack
+
+            async def commits_then_raises(outcomes: Any, claim: Any = None) -> Any:
+                await write(outcomes, claim)
+                raise psycopg.OperationalError("the answer was lost")
+
+            monkeypatch.setattr(worker._engine, "ack", commits_then_raises)
+            with pytest.raises(psycopg.OperationalError):
+                await worker._seam.acks.get_jobs(producer)
+            monkeypatch.setattr(worker._engine, "ack", write)
+            # Two statements, and the first asks for what the lost answer may have claimed.
+            monkeypatch.setattr(_acks, "_BATCH_BYTES", 0)
+            door.set()
+            await eventually(lambda: len(producer._pending_acks) == 2)
+        assert producer._pending_acks == []
+    assert await one(db, "SELECT array_agg(state::text) FROM oban_jobs") == ["completed", "completed"]
 
 
 @pytest.mark.parametrize("how", ["pause", "scale down", "stop"])

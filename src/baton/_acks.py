@@ -103,9 +103,12 @@ class Acks:
     async def flush(self, producer: Producer) -> None:
         """Write what ended while a queue stopped, and give back what never started."""
         try:
-            pending, producer._pending_acks = producer._pending_acks, []
-            if pending:
+            if producer._pending_acks:
+                # They stay with the queue until they are written: what it knows of, `_reclaim` leaves alone.
+                pending = list(producer._pending_acks)
                 await self.ack_jobs(pending)
+                written = set(map(id, pending))
+                producer._pending_acks = [one for one in producer._pending_acks if id(one) not in written]
             await self.in_time(producer, self._return_surplus(producer))
         except (psycopg.Error, OSError, TimeoutError) as error:
             logger.error(
