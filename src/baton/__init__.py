@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, testing
+    from baton._fold import Group
+    from baton._layout import Box, Edge, Layout
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import WorkflowFinished
     from baton.run import Run
-    from baton.snapshot import Graph, RunChange, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -41,10 +43,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Baton",
     "BatonError",
+    "Box",
     "Cancel",
     "Cause",
+    "Edge",
     "Explanation",
     "Graph",
+    "Group",
+    "Layout",
+    "Progress",
     "Reason",
     "Ref",
     "Run",
@@ -76,9 +83,14 @@ __all__ = [
 # Name to the module that has it; a name of its own module stands for the module.
 _LAZY = {
     "Baton": "baton.client",
+    "Box": "baton._layout",
     "Cause": "baton.why",
+    "Edge": "baton._layout",
     "Explanation": "baton.why",
     "Graph": "baton.snapshot",
+    "Group": "baton._fold",
+    "Layout": "baton._layout",
+    "Progress": "baton.snapshot",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunChange": "baton.snapshot",

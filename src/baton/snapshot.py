@@ -3,9 +3,9 @@
 Lists never read results; those are read one by one, by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -13,7 +13,8 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, kwargs_row
 
-from baton import _store, render
+from baton import _fold, _layout, _store, render
+from baton._layout import Layout
 from baton._states import RunState, StepState
 
 
@@ -57,6 +58,23 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a step said it is, with `baton.progress`.
+
+    Attributes:
+        done: How much is done, in whatever the step counts.
+        total: Of how much; None where the step does not know.
+        message: What it is doing.
+        updated_at: When that was written, aware, UTC.
+    """
+
+    done: float
+    total: float | None
+    message: str | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StepStatus:
     """One step of a run.
 
@@ -77,6 +95,10 @@ class StepStatus:
         settled_at: When it ended.
         runs_on: When its dependencies have settled: after `success`, `always`, or only after a `failure`.
         cancel_requested_at: When it was cancelled while it ran.
+        position: Its place in the order in which steps were added.
+        snoozed: How many times it snoozed; 0 once the job is pruned.
+        progress: How far its present attempt said it is, or its last one; None if that said nothing.
+        chunks: How many chunks that attempt has streamed.
     """
 
     name: str
@@ -95,6 +117,10 @@ class StepStatus:
     settled_at: datetime | None
     runs_on: str = "success"
     cancel_requested_at: datetime | None = None
+    position: int = 0
+    snoozed: int = 0
+    progress: Progress | None = None
+    chunks: int = 0
 
     @property
     def seconds(self) -> float | None:
@@ -130,11 +156,34 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Steps, what they wait for, and their states; renders as text."""
+    """Steps, what they wait for, and their states; renders as text and as a picture.
+
+    Attributes:
+        name: Of the run.
+        deps: Names of the steps that each waits for, in the order they were added.
+        states: State by step name.
+        functions: Registered name of the function by step name.
+        positions: Position by step name; counted from 0 where there is none.
+    """
 
     name: str
     deps: dict[str, tuple[str, ...]]
     states: dict[str, StepState]
+    functions: dict[str, str] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def layout(self, expand: Collection[str] = ()) -> Layout:
+        """Lay the graph out from left to right, with steps that are alike as one box.
+
+        Four or more steps are alike when they stand in the same layer and have the same function, the same name but for its
+        numbers, and neighbours that are alike; so parallel chains become a chain of groups. A graph of more than 1,000 boxes
+        is folded further, by layer.
+
+        Args:
+            expand: Ids of groups to show singly. Of a large group 200 steps are shown, and the rest as a group again,
+                which may be expanded in turn. Ids that are of no group are passed over.
+        """
+        return _layout.layout(_fold.fold(self.deps, self.functions, positions=self.positions, expand=expand))
 
     def to_mermaid(self) -> str:
         """A Mermaid flowchart with a class per state."""
@@ -227,10 +276,22 @@ async def read_steps(
         return tuple(await cursor.fetchall())
 
 
-def _step_status(*, deps: list[str], state: str, **fields: Any) -> StepStatus:
+def _step_status(
+    *,
+    deps: list[str],
+    state: str,
+    done: float | None,
+    total: float | None,
+    message: str | None,
+    progress_at: datetime | None,
+    **fields: Any,
+) -> StepStatus:
     for name in ("scheduled_at", "started_at", "settled_at", "cancel_requested_at"):
         fields[name] = _utc(fields[name])
-    return StepStatus(deps=tuple(deps), state=StepState(state), **fields)
+    progress = None
+    if done is not None and progress_at is not None:
+        progress = Progress(done, total, message, progress_at.astimezone(UTC))
+    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
 
 
 async def read_results(
