@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
-    from baton.events import WorkflowFinished
+    from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunChange, RunsChange, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -60,13 +60,17 @@ __all__ = [
     "RunState",
     "RunStatus",
     "RunSummary",
+    "RunsChange",
     "Snooze",
     "Step",
     "StepContext",
     "StepJob",
     "StepLogFilter",
+    "StepProgress",
     "StepState",
     "StepStatus",
+    "StepStreamed",
+    "StepUpdated",
     "Workflow",
     "WorkflowFinished",
     "current",
@@ -98,10 +102,14 @@ _LAZY = {
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
+    "RunsChange": "baton.snapshot",
     "StepContext": "baton._step",
     "StepLogFilter": "baton._step",
+    "StepProgress": "baton.events",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
+    "StepStreamed": "baton.events",
+    "StepUpdated": "baton.events",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",
