@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import WorkflowFinished
+    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
@@ -44,7 +45,10 @@ __all__ = [
     "Cancel",
     "Cause",
     "Explanation",
+    "FailedAttempt",
     "Graph",
+    "Neighbour",
+    "Query",
     "Reason",
     "Ref",
     "Run",
@@ -55,8 +59,10 @@ __all__ = [
     "Snooze",
     "Step",
     "StepContext",
+    "StepDetail",
     "StepJob",
     "StepLogFilter",
+    "StepPage",
     "StepState",
     "StepStatus",
     "Workflow",
@@ -77,7 +83,10 @@ _LAZY = {
     "Baton": "baton.client",
     "Cause": "baton.why",
     "Explanation": "baton.why",
+    "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
+    "Neighbour": "baton.query",
+    "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunExplanation": "baton.why",
@@ -85,7 +94,9 @@ _LAZY = {
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
     "StepContext": "baton._step",
+    "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
+    "StepPage": "baton.query",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.

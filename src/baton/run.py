@@ -164,7 +164,10 @@ class Run:
         """
         status = await self.status()
         return Graph(
-            name=status.run.name, deps={step.name: step.deps for step in status.steps}, states=status.states()
+            name=status.run.name,
+            deps={step.name: step.deps for step in status.steps},
+            states=status.states(),
+            functions={step.name: step.function for step in status.steps},
         )
 
     @overload

@@ -3,9 +3,9 @@
 Lists never read results; those are read one by one, by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -130,11 +130,21 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Steps, what they wait for, and their states; renders as text."""
+    """Steps, what they wait for, and their states; renders as text.
+
+    Attributes:
+        name: The run's.
+        deps: What each step waits for, in the order they were added.
+        states: State of each step.
+        functions: Registered name of each step's function, or the worker class's path.
+        positions: `StepStatus.position` of each step.
+    """
 
     name: str
     deps: dict[str, tuple[str, ...]]
     states: dict[str, StepState]
+    functions: dict[str, str] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
 
     def to_mermaid(self) -> str:
         """A Mermaid flowchart with a class per state."""
@@ -197,22 +207,21 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.astimezone(UTC) if moment else None
 
 
-async def read_run(conn: AsyncConnection, prefix: str, run_id: UUID) -> RunSummary | None:
-    """One run without its steps, None if there is none."""
+async def read_run(
+    conn: AsyncConnection, prefix: str, run_id: UUID, name_prefix: str | None = None
+) -> RunSummary | None:
+    """One run without its steps, None if there is none, or none whose name is like `name_prefix`, a pattern of LIKE."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(_store.load("read_run", prefix), {"id": run_id})
+        await cursor.execute(_store.load("read_run", prefix), {"id": run_id, "name_prefix": name_prefix})
         row = await cursor.fetchone()
     return row.summary() if row else None
 
 
-async def list_runs(
-    conn: AsyncConnection, prefix: str, *, state: RunState | None, before: UUID | None, limit: int
-) -> list[RunSummary]:
-    """Runs, newest first."""
+async def list_runs(conn: AsyncConnection, prefix: str, asked: Mapping[str, object]) -> list[RunSummary]:
+    """Runs, newest first; `asked` are the parameters of the statement."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(
-            _store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit}
-        )
+        # Planned for what is asked: which of its conditions are there decides which index is right.
+        await cursor.execute(_store.load("list_runs", prefix), asked, prepare=False)
         return [row.summary() for row in await cursor.fetchall()]
 
 
