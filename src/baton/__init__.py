@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, testing
+    from baton._fold import Group
+    from baton._layout import Box, Edge, Layout
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
@@ -42,11 +44,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Baton",
     "BatonError",
+    "Box",
     "Cancel",
     "Cause",
+    "Edge",
     "Explanation",
     "FailedAttempt",
     "Graph",
+    "Group",
+    "Layout",
     "Neighbour",
     "Query",
     "Reason",
@@ -81,10 +87,14 @@ __all__ = [
 # Name to the module that has it; a name of its own module stands for the module.
 _LAZY = {
     "Baton": "baton.client",
+    "Box": "baton._layout",
     "Cause": "baton.why",
+    "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
+    "Group": "baton._fold",
+    "Layout": "baton._layout",
     "Neighbour": "baton.query",
     "Query": "baton.query",
     "Reason": "baton.why",

@@ -336,7 +336,7 @@ class Baton:
         grace = self._oban._shutdown_grace_period
         self._stop_by = time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
         # Steps that are still running may insert and read until they have ended.
-        self._seam.stopping = True
+        self._seam.acks.stopping = True
         try:
             await started.aclose()
         finally:

@@ -3,7 +3,7 @@
 Lists never read results; those are read one by one, by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,8 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, kwargs_row
 
-from baton import _store, render
+from baton import _fold, _layout, _store, render
+from baton._layout import Layout
 from baton._states import RunState, StepState
 
 
@@ -130,14 +131,14 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Steps, what they wait for, and their states; renders as text.
+    """Steps, what they wait for, and their states; renders as text and as a picture.
 
     Attributes:
-        name: The run's.
-        deps: What each step waits for, in the order they were added.
-        states: State of each step.
-        functions: Registered name of each step's function, or the worker class's path.
-        positions: `StepStatus.position` of each step.
+        name: Of the run.
+        deps: Names of the steps that each waits for, in the order they were added.
+        states: State by step name.
+        functions: Registered name of the function by step name.
+        positions: Position by step name; counted from 0 where there is none.
     """
 
     name: str
@@ -145,6 +146,19 @@ class Graph:
     states: dict[str, StepState]
     functions: dict[str, str] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
+
+    def layout(self, expand: Collection[str] = ()) -> Layout:
+        """Lay the graph out from left to right, with steps that are alike as one box.
+
+        Four or more steps are alike when they stand in the same layer and have the same function, the same name but for its
+        numbers, and neighbours that are alike; so parallel chains become a chain of groups. A graph of more than 1,000 boxes
+        is folded further, by layer.
+
+        Args:
+            expand: Ids of groups to show singly. Of a large group 200 steps are shown, and the rest as a group again,
+                which may be expanded in turn. Ids that are of no group are passed over.
+        """
+        return _layout.layout(_fold.fold(self.deps, self.functions, positions=self.positions, expand=expand))
 
     def to_mermaid(self) -> str:
         """A Mermaid flowchart with a class per state."""
