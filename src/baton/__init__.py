@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import WorkflowFinished
+    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
@@ -48,10 +49,13 @@ __all__ = [
     "Cause",
     "Edge",
     "Explanation",
+    "FailedAttempt",
     "Graph",
     "Group",
     "Layout",
+    "Neighbour",
     "Progress",
+    "Query",
     "Reason",
     "Ref",
     "Run",
@@ -62,8 +66,10 @@ __all__ = [
     "Snooze",
     "Step",
     "StepContext",
+    "StepDetail",
     "StepJob",
     "StepLogFilter",
+    "StepPage",
     "StepState",
     "StepStatus",
     "Workflow",
@@ -86,10 +92,13 @@ _LAZY = {
     "Cause": "baton.why",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
+    "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
     "Layout": "baton._layout",
     "Progress": "baton.snapshot",
+    "Neighbour": "baton.query",
+    "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunExplanation": "baton.why",
@@ -97,7 +106,9 @@ _LAZY = {
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
     "StepContext": "baton._step",
+    "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
+    "StepPage": "baton.query",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.

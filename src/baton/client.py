@@ -20,7 +20,7 @@ from oban.oban import _instances as oban_instances
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
-from baton import _plan, migration, snapshot
+from baton import _plan, migration
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -36,12 +36,11 @@ from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
 from baton._oban import Seam
-from baton._states import RunState
 from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
+from baton.query import Query
 from baton.run import Access, Run
-from baton.snapshot import RunSummary
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -242,6 +241,16 @@ class Baton:
         if self._oban is None:
             raise _not_started("oban")
         return self._oban
+
+    @property
+    def query(self) -> Query:
+        """Lists of runs and of steps, counts, and all that is known of a step: `await baton.query.list_runs()`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        self._started()
+        return Query(self._connection, self._prefix)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -573,33 +582,6 @@ class Baton:
         """
         engine, _, _ = self._started()
         return await engine.remove_consumer(name)
-
-    async def list_runs(
-        self, *, state: RunState | str | None = None, before: str | UUID | None = None, limit: int = 50
-    ) -> list[RunSummary]:
-        """Runs, newest first, without their steps.
-
-        Args:
-            state: Only those in this state.
-            before: Only those older than the run with this id: the last of one page begins the next.
-            limit: 1 to 1,000.
-        """
-        _, access, _ = self._started()
-        if not 1 <= limit <= 1000:
-            raise InvalidOption(f"limit is {limit}; it must be from 1 to 1,000")
-        try:
-            wanted = None if state is None else RunState(state)
-        except ValueError as error:
-            raise InvalidOption(f"state {state!r} is none of {', '.join(RunState)}") from error
-        older_than = None if before is None else self.get_run(before).id
-        async with access.connection() as conn:
-            return await snapshot.list_runs(
-                conn,
-                self._prefix,
-                state=wanted,
-                before=None if older_than is None else UUID(older_than),
-                limit=limit,
-            )
 
 
 def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 Lists never read results; those are read one by one, by name.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -246,22 +246,21 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.astimezone(UTC) if moment else None
 
 
-async def read_run(conn: AsyncConnection, prefix: str, run_id: UUID) -> RunSummary | None:
-    """One run without its steps, None if there is none."""
+async def read_run(
+    conn: AsyncConnection, prefix: str, run_id: UUID, name_prefix: str | None = None
+) -> RunSummary | None:
+    """One run without its steps, None if there is none, or none whose name is like `name_prefix`, a pattern of LIKE."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(_store.load("read_run", prefix), {"id": run_id})
+        await cursor.execute(_store.load("read_run", prefix), {"id": run_id, "name_prefix": name_prefix})
         row = await cursor.fetchone()
     return row.summary() if row else None
 
 
-async def list_runs(
-    conn: AsyncConnection, prefix: str, *, state: RunState | None, before: UUID | None, limit: int
-) -> list[RunSummary]:
-    """Runs, newest first."""
+async def list_runs(conn: AsyncConnection, prefix: str, asked: Mapping[str, object]) -> list[RunSummary]:
+    """Runs, newest first; `asked` are the parameters of the statement."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(
-            _store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit}
-        )
+        # Planned for what is asked: which of its conditions are there decides which index is right.
+        await cursor.execute(_store.load("list_runs", prefix), asked, prepare=False)
         return [row.summary() for row in await cursor.fetchall()]
 
 
