@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from baton.events import WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "Group",
     "Layout",
     "Neighbour",
+    "Progress",
     "Query",
     "Reason",
     "Ref",
@@ -96,6 +97,7 @@ _LAZY = {
     "Group": "baton._fold",
     "Layout": "baton._layout",
     "Neighbour": "baton.query",
+    "Progress": "baton.snapshot",
     "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
