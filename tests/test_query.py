@@ -1,30 +1,14 @@
 """What `baton.query` answers: pages, filters, counts, one step, bounds; and the views, for whoever may read them."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
 
-import psycopg
 import pytest
-from oban.job import Job
 from psycopg import AsyncConnection
 
-import baton
-from baton import Baton, RunState, StepState, Workflow, query, step
+from baton import Baton, RunState, Workflow, step
 from baton._names import uuid7
-from baton.errors import (
-    InvalidName,
-    InvalidOption,
-    NoResult,
-    NotStarted,
-    QueryTimeout,
-    ResultNotFound,
-    RunNotFound,
-)
-from tests.kit.hostile import NAMES
 from tests.kit.reused import Reused
 
 

@@ -269,8 +269,11 @@ async def read_steps(
 ) -> tuple[StepStatus, ...]:
     """Steps of a run in the order they were added; all of them, or those named."""
     async with conn.cursor(row_factory=kwargs_row(_step_status)) as cursor:
+        # A plan for any names would be one for all of them.
         await cursor.execute(
-            _store.load("read_steps", prefix), {"id": run_id, "names": None if names is None else list(names)}
+            _store.load("read_steps", prefix),
+            {"id": run_id, "names": None if names is None else list(names)},
+            prepare=False,
         )
         return tuple(await cursor.fetchall())
 

@@ -10,10 +10,11 @@ FROM (
          END::double precision, 'infinity') AS place
   FROM (SELECT coalesce(%(moment)s::timestamptz, now()) AS moment) AS given
   CROSS JOIN /* schema */workflow_nodes AS step
+  -- A job is looked up only for a step that has not settled.
   CROSS JOIN LATERAL (
-    SELECT CASE WHEN step.started_at IS NOT NULL OR step.settled_at IS NOT NULL THEN step.started_at ELSE (
+    SELECT CASE WHEN step.state <> 'released' THEN step.started_at ELSE coalesce(step.started_at, (
       SELECT job.attempted_at AT TIME ZONE 'UTC' FROM /* schema */oban_jobs AS job WHERE job.id = step.job_id
-    ) END AS at
+    )) END AS at
   ) AS began
   WHERE step.workflow_id = %(id)s
     AND (%(positions)s::integer[] IS NULL OR step.position = ANY(%(positions)s::integer[]))
