@@ -33,8 +33,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 import baton
-from baton import Baton, Workflow, step, testing
+from baton import Baton, Workflow, _acks, step, testing
 from baton import _oban as seam_module
+from baton._deadline import end
 from baton._engine import Engine
 from baton.errors import StepCancelled
 from tests.kit.reused import Reused
@@ -257,6 +258,7 @@ async def test_every_private_attribute_that_is_used_is_there(stock: Oban) -> Non
 
 # Where private names of others are used.
 SEAM = {
+    "_acks.py",
     "_leader.py",
     "_lifecycle.py",
     "_notifier.py",
@@ -672,6 +674,48 @@ async def test_an_ack_whose_commit_was_not_heard_of_is_not_counted_twice(
     assert await one(db, "SELECT count(*) FROM oban_jobs WHERE state = 'executing'") == 0
 
 
+async def test_what_is_written_last_is_not_run_again_after_a_claim_whose_answer_was_lost(
+    baton_dsn: str, db: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: set[str] = set()
+    door = asyncio.Event()
+
+    @step(name="tests.contract.waits")
+    async def waits() -> None:
+        begun.add(baton.current().step)
+        await door.wait()
+
+    workflow = Workflow("last")
+    workflow.add("a", waits.new())
+    workflow.add("b", waits.new())
+    async with AsyncConnectionPool(baton_dsn, min_size=1, max_size=5, open=False) as pool:
+        app = Oban(pool=pool, queues={"default": 3})
+        async with app, Baton(oban=app) as worker:
+            await worker.insert(workflow)
+            await eventually(lambda: begun == {"a", "b"})
+            assert worker._seam is not None
+            assert worker._engine is not None
+            producer: Any = app._producers["default"]
+            # From now on nobody writes but the stop.
+            await end(producer._loop_task)
+            write = worker._engine.ack
+
+            async def commits_then_raises(outcomes: Any, claim: Any = None) -> Any:
+                await write(outcomes, claim)
+                raise psycopg.OperationalError("the answer was lost")
+
+            monkeypatch.setattr(worker._engine, "ack", commits_then_raises)
+            with pytest.raises(psycopg.OperationalError):
+                await worker._seam.acks.get_jobs(producer)
+            monkeypatch.setattr(worker._engine, "ack", write)
+            # Two statements, and the first asks for what the lost answer may have claimed.
+            monkeypatch.setattr(_acks, "_BATCH_BYTES", 0)
+            door.set()
+            await eventually(lambda: len(producer._pending_acks) == 2)
+        assert producer._pending_acks == []
+    assert await one(db, "SELECT array_agg(state::text) FROM oban_jobs") == ["completed", "completed"]
+
+
 @pytest.mark.parametrize("how", ["pause", "scale down", "stop"])
 async def test_what_was_claimed_is_given_back_if_the_queue_changed_its_mind_before_the_hand_over(
     baton_dsn: str, db: AsyncConnection, monkeypatch: pytest.MonkeyPatch, how: str
@@ -691,9 +735,9 @@ async def test_what_was_claimed_is_given_back_if_the_queue_changed_its_mind_befo
             changed = True
             assert len(done.claimed) == 4
             producer = next(
-                seam._by_uuid[str(claim.producer)]
+                seam.acks.producers[str(claim.producer)]
                 for seam in list(seam_module._seams.values())
-                if str(claim.producer) in seam._by_uuid
+                if str(claim.producer) in seam.acks.producers
             )
             if how == "pause":
                 producer._paused = True

@@ -37,7 +37,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from baton import Baton, Workflow, migration, step
+from baton import Baton, Workflow, _acks, migration, step
 from baton import _oban as seam_module
 from baton._engine import Engine
 from baton.errors import StepFailed
@@ -999,7 +999,7 @@ async def test_w28_a_pool_hands_out_connections_that_are_gone(
 async def test_w28_a_connection_that_does_not_answer_is_waited_for_without_end(
     baton_dsn: str, db: AsyncConnection, with_baton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seam_module, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(_acks, "CALL_SECONDS", 0.5)
     # With Baton, not even a stop waits for a pool that has nothing to give.
     pool_options = {} if with_baton else {"timeout": 1.0}
     async with (

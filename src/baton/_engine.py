@@ -2,7 +2,7 @@
 
 One database function per call, each its own transaction unless a connection is handed in. The pool is the engine's own,
 so steps that hold every connection of the app's pool do not keep a result from being written. Retrying, and what to do
-with an outcome the database refuses, is decided in `_oban`.
+with an outcome the database refuses, is decided in `_acks`.
 """
 
 import asyncio

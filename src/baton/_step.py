@@ -461,7 +461,7 @@ async def _run_plain(
         attempt.thread.cancel()
         raise
     if not done:
-        # A thread cannot be killed. It is told, and keeps its slot of the queue until it returns; see `_oban`.
+        # A thread cannot be killed. It is told, and keeps its slot of the queue until it returns; see `_dispatch`.
         attempt.cancelled = True
         raise StepTimeout(
             f"step {step.name!r} ran longer than its timeout of {timeout}s; its thread goes on until it returns "
