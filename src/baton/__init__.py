@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from baton.client import Baton
     from baton.events import WorkflowFinished
     from baton.run import Run
-    from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -52,6 +52,7 @@ __all__ = [
     "Graph",
     "Group",
     "Layout",
+    "Progress",
     "Reason",
     "Ref",
     "Run",
@@ -89,6 +90,7 @@ _LAZY = {
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
     "Layout": "baton._layout",
+    "Progress": "baton.snapshot",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunExplanation": "baton.why",

@@ -93,7 +93,8 @@ class Baton:
             processes.
         interval: Seconds between turns of the maintenance, which repairs and prunes.
         prune: Delete finished runs, each whole, once Oban's pruner has deleted their jobs. Without it they stay.
-        prune_limit: About how many steps a turn deletes at most. A backlog shrinks over several turns.
+        prune_limit: About how many steps, and chunks that they streamed, a turn deletes at most. A backlog shrinks over several
+            turns.
         debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
         on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
             least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called

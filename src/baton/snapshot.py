@@ -58,6 +58,23 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a step said it is, with `baton.progress`.
+
+    Attributes:
+        done: How much is done, in whatever the step counts.
+        total: Of how much; None where the step does not know.
+        message: What it is doing.
+        updated_at: When that was written, aware, UTC.
+    """
+
+    done: float
+    total: float | None
+    message: str | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StepStatus:
     """One step of a run.
 
@@ -78,6 +95,10 @@ class StepStatus:
         settled_at: When it ended.
         runs_on: When its dependencies have settled: after `success`, `always`, or only after a `failure`.
         cancel_requested_at: When it was cancelled while it ran.
+        position: Its place in the order in which steps were added.
+        snoozed: How many times it snoozed; 0 once the job is pruned.
+        progress: How far its present attempt said it is, or its last one; None if that said nothing.
+        chunks: How many chunks that attempt has streamed.
     """
 
     name: str
@@ -96,6 +117,10 @@ class StepStatus:
     settled_at: datetime | None
     runs_on: str = "success"
     cancel_requested_at: datetime | None = None
+    position: int = 0
+    snoozed: int = 0
+    progress: Progress | None = None
+    chunks: int = 0
 
     @property
     def seconds(self) -> float | None:
@@ -251,10 +276,22 @@ async def read_steps(
         return tuple(await cursor.fetchall())
 
 
-def _step_status(*, deps: list[str], state: str, **fields: Any) -> StepStatus:
+def _step_status(
+    *,
+    deps: list[str],
+    state: str,
+    done: float | None,
+    total: float | None,
+    message: str | None,
+    progress_at: datetime | None,
+    **fields: Any,
+) -> StepStatus:
     for name in ("scheduled_at", "started_at", "settled_at", "cancel_requested_at"):
         fields[name] = _utc(fields[name])
-    return StepStatus(deps=tuple(deps), state=StepState(state), **fields)
+    progress = None
+    if done is not None and progress_at is not None:
+        progress = Progress(done, total, message, progress_at.astimezone(UTC))
+    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
 
 
 async def read_results(

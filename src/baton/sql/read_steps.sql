@@ -1,5 +1,6 @@
 -- read_steps: the steps of one workflow in the order they were added, without results. Params: id; names text[], null for all.
--- A settled step's facts are its own; a live one's are its job's.
+-- A settled step's facts are its own; a live one's are its job's. Progress is that of the present attempt, or of the one it will have
+-- again: a snooze takes its number back.
 SELECT
   step.name,
   step.deps,
@@ -19,8 +20,19 @@ SELECT
   coalesce(step.started_at, job.attempted_at AT TIME ZONE 'UTC') AS started_at,
   step.settled_at,
   step.runs_on,
-  step.cancel_requested_at
+  step.cancel_requested_at,
+  step.position,
+  -- Whoever may write a job may have written anything there.
+  CASE WHEN jsonb_typeof(job.meta -> 'snoozed') = 'number'
+       THEN least(greatest(trunc((job.meta ->> 'snoozed')::numeric), 0), 2147483647)::integer ELSE 0 END AS snoozed,
+  progress.done,
+  progress.total,
+  progress.message,
+  progress.updated_at AS progress_at,
+  coalesce(progress.chunks, 0) AS chunks
 FROM /* schema */workflow_nodes AS step
 LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
+LEFT JOIN /* schema */workflow_progress AS progress
+  ON progress.step_id = step.id AND progress.workflow_id = step.workflow_id AND progress.attempt >= coalesce(step.attempt, job.attempt, 0)
 WHERE step.workflow_id = %(id)s AND (%(names)s::text[] IS NULL OR step.name = ANY(%(names)s::text[]))
 ORDER BY step.position
