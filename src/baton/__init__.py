@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import WorkflowFinished
+    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -49,13 +50,17 @@ __all__ = [
     "Cause",
     "Edge",
     "Explanation",
+    "FailedAttempt",
     "Graph",
     "Group",
     "Layout",
+    "Neighbour",
     "Progress",
+    "Query",
     "Reason",
     "Ref",
     "Run",
+    "RunChange",
     "RunExplanation",
     "RunState",
     "RunStatus",
@@ -63,8 +68,10 @@ __all__ = [
     "Snooze",
     "Step",
     "StepContext",
+    "StepDetail",
     "StepJob",
     "StepLogFilter",
+    "StepPage",
     "StepState",
     "StepStatus",
     "Workflow",
@@ -89,18 +96,24 @@ _LAZY = {
     "Cause": "baton.why",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
+    "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
     "Layout": "baton._layout",
+    "Neighbour": "baton.query",
     "Progress": "baton.snapshot",
+    "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
+    "RunChange": "baton.snapshot",
     "RunExplanation": "baton.why",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
     "StepContext": "baton._step",
+    "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
+    "StepPage": "baton.query",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.

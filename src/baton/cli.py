@@ -376,7 +376,7 @@ def list_(target: Target, state: str | None, limit: int, as_json: bool) -> None:
 
     async def read() -> list[api.RunSummary]:
         async with target.baton() as baton:
-            return await baton.list_runs(state=state, limit=limit)
+            return await baton.query.list_runs(state=state, limit=limit)
 
     runs = asyncio.run(read())
     if as_json:

@@ -20,7 +20,7 @@ from oban.oban import _instances as oban_instances
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
-from baton import _plan, migration, snapshot
+from baton import _plan, migration
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -32,17 +32,17 @@ from baton._engine import (
     connect_options,
     read_committed,
 )
+from baton._feed import Feeds
 from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
 from baton._oban import Seam
 from baton._reports import Reports
-from baton._states import RunState
 from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
+from baton.query import Query
 from baton.run import Access, Run
-from baton.snapshot import RunSummary
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -249,6 +249,16 @@ class Baton:
             raise _not_started("oban")
         return self._oban
 
+    @property
+    def query(self) -> Query:
+        """Lists of runs and of steps, counts, and all that is known of a step: `await baton.query.list_runs()`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        self._started()
+        return Query(self._connection, self._prefix)
+
     async def __aenter__(self) -> Self:
         return await self.start()
 
@@ -300,6 +310,8 @@ class Baton:
                         "session"
                     )
             stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
+            # After the queues, so that what their last steps came to is still told.
+            stack.push_async_callback(self._in_time, self._access.feeds.stop)
             await self._start_deliveries(stack, oban)
             stack.push_async_callback(self._stop_heartbeat)
             if not bool(oban._signal_token):
@@ -313,6 +325,7 @@ class Baton:
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
+            self._access.feeds.start()
             self._seam.maintenance.loop.start()
             stack.push_async_callback(self._seam.maintenance.loop.stop)
             self._exit = stack.pop_all()
@@ -432,9 +445,11 @@ class Baton:
             reports=self._reports,
         )
         self._seam.attach()
+        waiters = Waiters(self._connection, self._prefix, self._poll_interval)
         self._access = Access(
             self._connection,
-            Waiters(self._connection, self._prefix, self._poll_interval),
+            waiters,
+            Feeds(self._connection, self._prefix, waiters, self._poll_interval),
             engine,
             self._prefix,
         )
@@ -582,33 +597,6 @@ class Baton:
         """
         engine, _, _ = self._started()
         return await engine.remove_consumer(name)
-
-    async def list_runs(
-        self, *, state: RunState | str | None = None, before: str | UUID | None = None, limit: int = 50
-    ) -> list[RunSummary]:
-        """Runs, newest first, without their steps.
-
-        Args:
-            state: Only those in this state.
-            before: Only those older than the run with this id: the last of one page begins the next.
-            limit: 1 to 1,000.
-        """
-        _, access, _ = self._started()
-        if not 1 <= limit <= 1000:
-            raise InvalidOption(f"limit is {limit}; it must be from 1 to 1,000")
-        try:
-            wanted = None if state is None else RunState(state)
-        except ValueError as error:
-            raise InvalidOption(f"state {state!r} is none of {', '.join(RunState)}") from error
-        older_than = None if before is None else self.get_run(before).id
-        async with access.connection() as conn:
-            return await snapshot.list_runs(
-                conn,
-                self._prefix,
-                state=wanted,
-                before=None if older_than is None else UUID(older_than),
-                limit=limit,
-            )
 
 
 def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:

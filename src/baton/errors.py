@@ -39,7 +39,8 @@ BatonError
     ├── RunNotFound          no such run                              (LookupError)
     ├── KeyConflict          the key's live run has another graph     (ValueError)
     ├── JobsGone             steps cannot run again: jobs were pruned (LookupError)
-    └── RunEnding            not while the run is being cancelled
+    ├── RunEnding            not while the run is being cancelled
+    └── QueryTimeout         a read took too long, and was given up   (TimeoutError)
 """
 
 from collections.abc import Sequence
@@ -254,3 +255,7 @@ class JobsGone(StorageError, LookupError):
 
 class RunEnding(StorageError):
     """Steps of the run still run, though it was cancelled or on what failed; it can be retried when they have ended."""
+
+
+class QueryTimeout(StorageError, TimeoutError):
+    """A read of `baton.query` took longer than two seconds, and the database gave it up. Ask for less."""

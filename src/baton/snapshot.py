@@ -3,7 +3,7 @@
 Lists never read results; those are read one by one, by name.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -246,22 +246,21 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.astimezone(UTC) if moment else None
 
 
-async def read_run(conn: AsyncConnection, prefix: str, run_id: UUID) -> RunSummary | None:
-    """One run without its steps, None if there is none."""
+async def read_run(
+    conn: AsyncConnection, prefix: str, run_id: UUID, name_prefix: str | None = None
+) -> RunSummary | None:
+    """One run without its steps, None if there is none, or none whose name is like `name_prefix`, a pattern of LIKE."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(_store.load("read_run", prefix), {"id": run_id})
+        await cursor.execute(_store.load("read_run", prefix), {"id": run_id, "name_prefix": name_prefix})
         row = await cursor.fetchone()
     return row.summary() if row else None
 
 
-async def list_runs(
-    conn: AsyncConnection, prefix: str, *, state: RunState | None, before: UUID | None, limit: int
-) -> list[RunSummary]:
-    """Runs, newest first."""
+async def list_runs(conn: AsyncConnection, prefix: str, asked: Mapping[str, object]) -> list[RunSummary]:
+    """Runs, newest first; `asked` are the parameters of the statement."""
     async with conn.cursor(row_factory=class_row(_RunRow)) as cursor:
-        await cursor.execute(
-            _store.load("list_runs", prefix), {"state": state, "before": before, "limit": limit}
-        )
+        # Planned for what is asked: which of its conditions are there decides which index is right.
+        await cursor.execute(_store.load("list_runs", prefix), asked, prepare=False)
         return [row.summary() for row in await cursor.fetchall()]
 
 
@@ -270,8 +269,11 @@ async def read_steps(
 ) -> tuple[StepStatus, ...]:
     """Steps of a run in the order they were added; all of them, or those named."""
     async with conn.cursor(row_factory=kwargs_row(_step_status)) as cursor:
+        # A plan for any names would be one for all of them.
         await cursor.execute(
-            _store.load("read_steps", prefix), {"id": run_id, "names": None if names is None else list(names)}
+            _store.load("read_steps", prefix),
+            {"id": run_id, "names": None if names is None else list(names)},
+            prepare=False,
         )
         return tuple(await cursor.fetchall())
 
@@ -302,3 +304,51 @@ async def read_results(
         _store.load("read_results", prefix), {"id": run_id, "names": None if names is None else list(names)}
     )
     return [(name, function, text) for name, function, text in await cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class RunChange:
+    """What is new about a run: the run as it is now, and those of its steps that are not as they were told before.
+
+    Attributes:
+        run: Without its steps.
+        steps: In the order they changed; the first time all of them, in the order they were added.
+    """
+
+    run: RunSummary
+    steps: tuple[StepStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A step as it was read, with a mark that is another one whenever a row it is read from was changed."""
+
+    id: int
+    run_id: str
+    mark: str
+    status: StepStatus
+
+
+async def read_step_ids(conn: AsyncConnection, prefix: str, run_id: UUID) -> list[int]:
+    """Ids of the steps of a run, in the order they were added."""
+    cursor = await conn.execute(_store.load("read_step_ids", prefix), {"id": run_id})
+    return [step_id for (step_id,) in await cursor.fetchall()]
+
+
+async def read_marked(conn: AsyncConnection, prefix: str, ids: Sequence[int]) -> list[Marked]:
+    """Steps of whatever run, by id, in no order; those that are there."""
+    async with conn.cursor(row_factory=kwargs_row(_marked)) as cursor:
+        await cursor.execute(_store.load("read_followed_steps", prefix), {"ids": list(ids)})
+        return await cursor.fetchall()
+
+
+def _marked(*, step_id: int, workflow_id: UUID, mark: str, **fields: Any) -> Marked:
+    return Marked(step_id, str(workflow_id), mark, _step_status(**fields))
+
+
+async def find_changed(conn: AsyncConnection, prefix: str, marks: Mapping[int, str]) -> list[int]:
+    """Of the steps with these ids, those that are not any more as their mark says, or are gone."""
+    cursor = await conn.execute(
+        _store.load("find_changed_steps", prefix), {"ids": list(marks), "marks": list(marks.values())}
+    )
+    return [step_id for (step_id,) in await cursor.fetchall()]
