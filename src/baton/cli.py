@@ -265,8 +265,23 @@ def cli() -> None:
     metavar="ROLE",
     help="Let a role work that does not own the tables. Repeatable.",
 )
+@click.option(
+    "--grant-read",
+    "readers",
+    multiple=True,
+    metavar="ROLE",
+    help="Let a role read the views, and nothing else. Repeatable.",
+)
 @_database_options
-def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, roles: tuple[str, ...]) -> None:
+def migrate(
+    target: Target,
+    check: bool,
+    as_sql: bool,
+    down: bool,
+    yes: bool,
+    roles: tuple[str, ...],
+    readers: tuple[str, ...],
+) -> None:
     """Create or upgrade the tables, Oban's included.
 
     Doing it again does nothing, so it can be part of every deployment. To print the SQL of an upgrade alone, call
@@ -276,10 +291,10 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
         raise click.UsageError("--check, --sql and --down exclude each other.")
     if yes and not down:
         raise click.UsageError("--yes is for --down.")
-    if roles and (check or down):
-        raise click.UsageError("--grant goes with a migration or with --sql.")
+    if (roles or readers) and (check or down):
+        raise click.UsageError("--grant and --grant-read go with a migration or with --sql.")
     if as_sql:
-        text = api.migration.sql(target.prefix, grant=roles)
+        text = api.migration.sql(target.prefix, grant=roles, grant_read=readers)
         click.echo(
             f"-- Baton {api.__version__}, to run in one transaction. Oban's own tables must be there already:\n"
             f"-- python -c \"from oban.schema import install_sql; print(install_sql('{target.prefix}'))\"\n{text}"
@@ -289,13 +304,13 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
     elif down:
         asyncio.run(_down(target, ask=not yes))
     else:
-        asyncio.run(_up(target, roles))
+        asyncio.run(_up(target, roles, readers))
 
 
-async def _up(target: Target, roles: Sequence[str]) -> None:
+async def _up(target: Target, roles: Sequence[str], readers: Sequence[str]) -> None:
     async with target.database() as dsn:
         before = await api.migration.check(dsn, prefix=target.prefix)
-        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles)
+        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles, grant_read=readers)
     where = f"schema {target.prefix!r}"
     if applied:
         click.echo(f"{where}: applied {', '.join(f'version {version}' for version in applied)}")
@@ -303,8 +318,8 @@ async def _up(target: Target, roles: Sequence[str]) -> None:
         click.echo(f"{where}: up to date (version {before.version})")
     else:
         click.echo(f"{where}: functions and triggers renewed (version {before.version})")
-    if roles:
-        click.echo(f"{where}: granted to {', '.join(roles)}")
+    if granted := dict.fromkeys((*roles, *readers)):
+        click.echo(f"{where}: granted to {', '.join(granted)}")
 
 
 async def _check(target: Target) -> None:
