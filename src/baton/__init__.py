@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from baton.events import WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -59,6 +59,7 @@ __all__ = [
     "Reason",
     "Ref",
     "Run",
+    "RunChange",
     "RunExplanation",
     "RunState",
     "RunStatus",
@@ -101,6 +102,7 @@ _LAZY = {
     "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
+    "RunChange": "baton.snapshot",
     "RunExplanation": "baton.why",
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",

@@ -1,8 +1,8 @@
 """Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
 
 A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the
-bare one, `/* functions */` for the names of our functions, `/* state of step */` for the state, as users see it, of the row of
-`workflow_nodes` that is called `step`.
+bare one, `/* functions */` for the names of our functions, `/* steps */` for what is read of a step in several statements,
+`/* state of step */` for the state, as users see it, of the row of `workflow_nodes` that is called `step`.
 """
 
 import re
@@ -63,11 +63,16 @@ def statement(text: str, prefix: str) -> bytes:
 
 def render(text: str, prefix: str) -> str:
     """Put a validated schema name and the pinned settings into a statement."""
-    text = _STATE_OF.sub(_STATE, text)
+    text = _STATE_OF.sub(_STATE, text.replace("/* steps */", _steps()))
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
     if "/* functions */" in text:
         text = text.replace("/* functions */", ", ".join(f"'baton_{name}'" for name, _ in functions()))
     return text.replace("/* pinned */", _PINNED)
+
+
+@cache
+def _steps() -> str:
+    return files("baton").joinpath("sql", "parts", "steps.sql").read_text(encoding="utf-8").rstrip()
 
 
 @dataclass(frozen=True, slots=True)

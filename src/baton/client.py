@@ -32,6 +32,7 @@ from baton._engine import (
     connect_options,
     read_committed,
 )
+from baton._feed import Feeds
 from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
@@ -303,6 +304,8 @@ class Baton:
                         "session"
                     )
             stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
+            # After the queues, so that what their last steps came to is still told.
+            stack.push_async_callback(self._in_time, self._access.feeds.stop)
             await self._start_deliveries(stack, oban)
             stack.push_async_callback(self._stop_heartbeat)
             if not bool(oban._signal_token):
@@ -316,6 +319,7 @@ class Baton:
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
+            self._access.feeds.start()
             self._seam.maintenance.loop.start()
             stack.push_async_callback(self._seam.maintenance.loop.stop)
             self._exit = stack.pop_all()
@@ -433,9 +437,11 @@ class Baton:
             result_limit=self._result_limit,
         )
         self._seam.attach()
+        waiters = Waiters(self._connection, self._prefix, self._poll_interval)
         self._access = Access(
             self._connection,
-            Waiters(self._connection, self._prefix, self._poll_interval),
+            waiters,
+            Feeds(self._connection, self._prefix, waiters, self._poll_interval),
             engine,
             self._prefix,
         )

@@ -1,6 +1,6 @@
 """The handle on an inserted workflow."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from baton import _codec, snapshot, why
 from baton._declare import Ref, registered
 from baton._engine import Engine
+from baton._feed import Feeds
 from baton._names import uuid7
 from baton._states import RunState, StepState
 from baton._waiting import Waiters
@@ -23,7 +24,7 @@ from baton.errors import (
     StepFailed,
     WorkflowTimeout,
 )
-from baton.snapshot import Graph, RunStatus, RunSummary, StepStatus
+from baton.snapshot import Graph, RunChange, RunStatus, RunSummary, StepStatus
 from baton.why import Explanation, RunExplanation
 
 
@@ -33,6 +34,7 @@ class Access:
 
     connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
     waiters: Waiters
+    feeds: Feeds
     engine: Engine
     prefix: str
 
@@ -99,7 +101,7 @@ class Run:
             return status if status.state.settled else None
 
         status = await self._until(
-            "workflow", look, timeout, f"step {name!r} of run {self.id} has not settled"
+            "settled", look, timeout, f"step {name!r} of run {self.id} has not settled"
         )
         if status.state is StepState.DISCARDED:
             raise StepFailed(
@@ -155,6 +157,22 @@ class Run:
             if summary is None:
                 raise self._not_found()
             return RunStatus(summary, await snapshot.read_steps(conn, self._access.prefix, self._id))
+
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[RunChange]]:
+        """Follow the run: first all of it, then what changed, until you leave.
+
+            async with run.changes() as changes:
+                async for change in changes:
+                    show(change.run, change.steps)
+
+        Each change tells what holds when you ask for it: whoever asks seldom is told less often, and of each step only how it
+        is by then. All who follow a run in this process share one reader. It ends when the run is pruned or this Baton stops.
+
+        Raises:
+            RunNotFound: There is no such run; raised on entering.
+            NotStarted: Outside of `async with`, or Baton is not running.
+        """
+        return self._access.feeds.run_changes(self._id)
 
     async def graph(self) -> Graph:
         """The steps with their states, ready to draw.

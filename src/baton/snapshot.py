@@ -304,3 +304,51 @@ async def read_results(
         _store.load("read_results", prefix), {"id": run_id, "names": None if names is None else list(names)}
     )
     return [(name, function, text) for name, function, text in await cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class RunChange:
+    """What is new about a run: the run as it is now, and those of its steps that are not as they were told before.
+
+    Attributes:
+        run: Without its steps.
+        steps: In the order they changed; the first time all of them, in the order they were added.
+    """
+
+    run: RunSummary
+    steps: tuple[StepStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A step as it was read, with a mark that is another one whenever a row it is read from was changed."""
+
+    id: int
+    run_id: str
+    mark: str
+    status: StepStatus
+
+
+async def read_step_ids(conn: AsyncConnection, prefix: str, run_id: UUID) -> list[int]:
+    """Ids of the steps of a run, in the order they were added."""
+    cursor = await conn.execute(_store.load("read_step_ids", prefix), {"id": run_id})
+    return [step_id for (step_id,) in await cursor.fetchall()]
+
+
+async def read_marked(conn: AsyncConnection, prefix: str, ids: Sequence[int]) -> list[Marked]:
+    """Steps of whatever run, by id, in no order; those that are there."""
+    async with conn.cursor(row_factory=kwargs_row(_marked)) as cursor:
+        await cursor.execute(_store.load("read_followed_steps", prefix), {"ids": list(ids)})
+        return await cursor.fetchall()
+
+
+def _marked(*, step_id: int, workflow_id: UUID, mark: str, **fields: Any) -> Marked:
+    return Marked(step_id, str(workflow_id), mark, _step_status(**fields))
+
+
+async def find_changed(conn: AsyncConnection, prefix: str, marks: Mapping[int, str]) -> list[int]:
+    """Of the steps with these ids, those that are not any more as their mark says, or are gone."""
+    cursor = await conn.execute(
+        _store.load("find_changed_steps", prefix), {"ids": list(marks), "marks": list(marks.values())}
+    )
+    return [step_id for (step_id,) in await cursor.fetchall()]

@@ -89,6 +89,7 @@ BEGIN
   )
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM revived;
   PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_workflow), '{}', NULL);
+  PERFORM /* schema */baton_announce_runs(ARRAY[p_workflow], true);
   RETURN names;
 END
 $$;
