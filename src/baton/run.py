@@ -217,6 +217,7 @@ class Run:
             deps={step.name: step.deps for step in status.steps},
             states=status.states(),
             functions={step.name: step.function for step in status.steps},
+            positions={step.name: step.position for step in status.steps},
         )
 
     @overload

@@ -219,17 +219,27 @@ class Graph:
         """
         return _layout.layout(_fold.fold(self.deps, self.functions, positions=self.positions, expand=expand))
 
+    def to_svg(self, expand: Collection[str] = ()) -> str:
+        """An SVG file of its own, light or dark as its reader has it, with steps that are alike as one box.
+
+        Args:
+            expand: As for `layout`.
+        """
+        positions = {name: self.positions.get(name, number) for number, name in enumerate(self.deps)}
+        states = {positions[name]: state for name, state in self.states.items() if name in positions}
+        return render.to_svg(self.layout(expand), states, title=self.name)
+
     def to_mermaid(self) -> str:
-        """A Mermaid flowchart with a class per state."""
-        return render.to_mermaid(self.deps, states=self.states)
+        """A Mermaid flowchart with a class per state; of more than 500 edges, with steps that are alike as one."""
+        return render.to_mermaid(self.deps, self.states, self.functions)
 
     def to_dot(self) -> str:
         """A Graphviz digraph."""
-        return render.to_dot(self.deps, states=self.states)
+        return render.to_dot(self.deps, self.states)
 
     def to_text(self) -> str:
-        """A listing for the terminal."""
-        return render.to_text(self.deps, states=self.states)
+        """A listing for the terminal; of more than 60 steps, with those that are alike on one line."""
+        return render.to_text(self.deps, self.states, self.functions)
 
 
 class Connections(Protocol):
