@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, testing
+    from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
     from baton._states import RunState, StepState
@@ -123,6 +124,7 @@ _LAZY = {
     "migration": "baton.migration",
     "results": "baton._step",
     "testing": "baton.testing",
+    "web": "baton.web",
     "worker": "oban",
 }
 

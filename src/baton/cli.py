@@ -172,14 +172,16 @@ class Target:
         with await asyncio.to_thread(LocalServer.start, self.data_dir) as server:
             yield server.dsn
 
+    def reader(self, *, pool_size: int = 10) -> "Baton":
+        """A Baton that reads, not started."""
+        if self.dsn is None:
+            return api.Baton.local(self.data_dir, prefix=self.prefix, queues={}, pool_size=pool_size)
+        return api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=pool_size)
+
     @asynccontextmanager
     async def baton(self) -> "AsyncIterator[Baton]":
         """A Baton that reads."""
-        if self.dsn is None:
-            baton = api.Baton.local(self.data_dir, prefix=self.prefix, queues={})
-        else:
-            baton = api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=2)
-        async with baton:
+        async with self.reader(pool_size=2) as baton:
             yield baton
 
 
@@ -605,6 +607,66 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
 
 
 @cli.command(context_settings=_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=4321,
+    show_default=True,
+    help="Port; unless it is named, one of the next if it is taken. 0 for any.",
+)
+@click.option("--actions", is_flag=True, help="Let the page cancel, retry, re-run, pause and resume.")
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A host name that browsers reach the page at; needed for a --host that is not this machine's own. Repeatable.",
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open it in a browser.")
+@_database_options
+def ui(
+    target: Target, host: str, port: int, actions: bool, allow_hosts: tuple[str, ...], open_browser: bool
+) -> None:
+    """Show runs live in a browser, until Ctrl-C.
+
+    The address that is printed lets one browser in, once; then the next one is printed. The page only shows, unless --actions.
+    What it does is logged to standard error.
+    """
+    from baton import _foreground
+    from baton.web import _serve
+
+    named = click.get_current_context().get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
+    _foreground.log_to_stderr("info")
+
+    def tell() -> None:
+        click.echo(f"for another browser: {page.address()}")
+
+    async def serve() -> None:
+        signals = _foreground.Signals()
+        async with _foreground.running(baton, signals) as started:
+            if not started:
+                return
+            async with page.serving():
+                click.echo(f"{page.address()}\nlets one browser in; Ctrl-C ends")
+                if open_browser:
+                    click.launch(page.address())
+                await signals.first.wait()
+
+    baton = target.reader()
+    page = _serve.Page(
+        baton,
+        host=host,
+        port=port,
+        search=not named,
+        actions=actions,
+        allow_hosts=allow_hosts,
+        used=tell,
+    )
+    _foreground.run(serve())
+
+
+@cli.command(context_settings=_HELP)
 @click.option(
     "--app", "spec", required=True, metavar="MODULE:ATTRIBUTE", help="A Baton, or a function that makes one."
 )
@@ -664,6 +726,7 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
     "--resume", metavar="RUN", help="Go on with a run that was interrupted, or show one that has ended."
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON; progress goes to standard error.")
+@click.option("--ui", is_flag=True, help="Show it in a browser, too; then the page stays until Ctrl-C.")
 @_data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder.")
 def demo(
     sources: tuple[str, ...],
@@ -671,6 +734,7 @@ def demo(
     output: Path | None,
     resume: str | None,
     as_json: bool,
+    ui: bool,
     data_dir: Path | None,
 ) -> None:
     """Write a research brief about files, folders and web pages, as a workflow on an embedded PostgreSQL.
@@ -692,5 +756,5 @@ def demo(
     logging.basicConfig(level=logging.CRITICAL)
     from baton import _demo, _foreground
 
-    wanted = _demo.Demo(sources, topic, output, as_json, data_dir)
+    wanted = _demo.Demo(sources, topic, output, as_json, ui, data_dir)
     click.get_current_context().exit(_foreground.run(wanted.run(resume)))
