@@ -147,10 +147,13 @@ def with_starlette(workflows: Baton, mount: str) -> Any:
 
 def nested(workflows: Baton, mount: str) -> Any:
     outer, _, inner = mount.rpartition("/")
-    return Starlette(
-        routes=[Mount(outer, with_fastapi(workflows, f"/{inner}"))],
-        lifespan=lambda _: workflows,
-    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with workflows:
+            yield
+
+    return Starlette(routes=[Mount(outer, with_fastapi(workflows, f"/{inner}"))], lifespan=lifespan)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +538,7 @@ async def test_streams_end_when_baton_stops(baton_dsn: str) -> None:
 async def test_the_last_event_id_changes_nothing(workflows: Baton) -> None:
     run = await finished(workflows, fan())
     app = baton.web.app(workflows, authorize=everything)
-    for value in ("5", "-1", "x" * 10_000, "\u00e9"):
+    for value in ("5", "-1", "x" * 10_000):
         async with Visitor(app, headers={"Last-Event-ID": value}) as page:
             async with page.stream(f"api/runs/{run.id}/events") as events:
                 assert len((await events.named("change"))["boxes"]) == 3

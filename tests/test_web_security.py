@@ -343,7 +343,11 @@ async def test_hostile_text_arrives_as_data_in_json_and_never_in_html(workflows:
             shown = (await visitor.json("api/runs"))["runs"][0]
             assert shown["name"] == (text or "x")
             html = await visitor.get(f"runs/{run.id}")
-            assert not text.strip() or len(text) < 4 or text == "null" or text not in html.text
+            assert _without_nonce(html) == _without_nonce(await visitor.get())
+
+
+def _without_nonce(html: httpx.Response) -> str:
+    return re.sub(r'nonce="[^"]*"', "", html.text)
 
 
 async def test_the_page_has_a_policy_for_its_own_scripts_alone(page: Any) -> None:

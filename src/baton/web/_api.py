@@ -22,6 +22,8 @@ _STEPS = 100
 _MOST_STEPS = 1_000
 _CHARACTERS = 20_000
 _NEIGHBOURS = 50
+_CHUNKS = 500
+_MOST_CHUNKS_EVER = 2**31 - 1
 _ORDERS = ("position", "started_at", "duration")
 
 
@@ -172,8 +174,25 @@ async def get_result(call: Call) -> Response:
 
 
 async def get_stream(call: Call) -> Response:
-    """Some of what a step streamed."""
-    raise Refused(501, "not yet")
+    """Some of what an attempt of a step streamed, after the first `after` chunks; `next` is the `after` of the page that follows."""
+    after = call.number("after", 0, _MOST_CHUNKS_EVER)
+    attempt = call.number("attempt", 0, _MOST_CHUNKS_EVER) or None
+    async with call.site.reading():
+        found = await call.site.baton.query.read_stream(
+            call.run_id,
+            call.position,
+            attempt=attempt,
+            after=after - 1,
+            limit=_CHUNKS,
+            name_prefix=call.access.name_prefix,
+        )
+    return _json(
+        {
+            "attempt": found.attempt,
+            "chunks": [{"position": chunk.position, "value": chunk.value} for chunk in found.chunks],
+            "next": found.chunks[-1].position + 1 if found.chunks else after,
+        }
+    )
 
 
 @asynccontextmanager
