@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
@@ -81,8 +82,10 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "progress",
     "results",
     "step",
+    "stream",
     "testing",
     "worker",
 ]
@@ -122,7 +125,9 @@ _LAZY = {
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "progress": "baton._progress",
     "results": "baton._step",
+    "stream": "baton._progress",
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",
