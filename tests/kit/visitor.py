@@ -79,7 +79,7 @@ class Visitor:
             "query_string": url.query.encode(),
             "root_path": self._root_path,
             "headers": [
-                (name.lower().encode(), value.encode())
+                (name.lower().encode(), value.encode("utf-8"))
                 for name, value in {"Host": HOST, **self._headers}.items()
             ],
             "client": ("192.0.2.1", 40000),

@@ -22,6 +22,8 @@ _STEPS = 100
 _MOST_STEPS = 1_000
 _CHARACTERS = 20_000
 _NEIGHBOURS = 50
+_CHUNKS = 500
+_MOST_CHUNKS_EVER = 2**31 - 1
 _ORDERS = ("position", "started_at", "duration")
 
 
@@ -62,7 +64,7 @@ async def list_runs(call: Call) -> Response:
         {
             "runs": [_shapes.run(run) for run in runs],
             "next": runs[-1].id if len(runs) == limit else None,
-            "counts": counts,
+            "counts": _shapes.counts(counts),
         }
     )
 
@@ -168,6 +170,28 @@ async def get_result(call: Call) -> Response:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", found.status.name)[:80].strip("-") or "result"
     return _raw(
         text.encode(), {"Content-Disposition": f'attachment; filename="{name}-{call.run_id[-8:]}.json"'}
+    )
+
+
+async def get_stream(call: Call) -> Response:
+    """Some of what an attempt of a step streamed, after the first `after` chunks; `next` is the `after` of the page that follows."""
+    after = call.number("after", 0, _MOST_CHUNKS_EVER)
+    attempt = call.number("attempt", 0, _MOST_CHUNKS_EVER) or None
+    async with call.site.reading():
+        found = await call.site.baton.query.read_stream(
+            call.run_id,
+            call.position,
+            attempt=attempt,
+            after=after - 1,
+            limit=_CHUNKS,
+            name_prefix=call.access.name_prefix,
+        )
+    return _json(
+        {
+            "attempt": found.attempt,
+            "chunks": [{"position": chunk.position, "value": chunk.value} for chunk in found.chunks],
+            "next": found.chunks[-1].position + 1 if found.chunks else after,
+        }
     )
 
 

@@ -74,12 +74,7 @@ class _Tally:
         shown: list[int] = []
         for state in _FAILED:
             shown += heapq.nsmallest(_SHOWN_FAILED - len(shown), self.failed[state])
-        return {"counts": shape_counts(self.counts), "failed": shown}
-
-
-def shape_counts(counts: Counter[StepState]) -> dict[str, int]:
-    """How many by state, of the states that there are."""
-    return {state: count for state, count in counts.items() if count}
+        return {"counts": _shapes.counts(self.counts), "failed": shown}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +188,7 @@ class View(Moves):
                 boxes.append(b'"%s":%s' % (box.encode(), self._box(box)))
             found = b'"run":%s,"counts":%s,"boxes":{%s}' % (
                 _shapes.dumps(_shapes.run(self._run)),
-                _shapes.dumps(shape_counts(self._counts)),
+                _shapes.dumps(_shapes.counts(self._counts)),
                 b",".join(boxes),
             )
             self._messages[since] = found

@@ -6,10 +6,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from baton import Baton, RunsChange
+from baton import Baton
 from baton.web import _shapes
 from baton.web._board import Moves
+
+if TYPE_CHECKING:
+    from baton import RunsChange
 
 logger = logging.getLogger("baton.web")
 
@@ -39,7 +43,6 @@ class RunsBoard(Moves):
         self._messages: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._users = 0
-        self._stopping: asyncio.TimerHandle | None = None
 
     @property
     def over(self) -> bool:
@@ -102,7 +105,7 @@ class RunsBoard(Moves):
             self._forgotten = self.version
             self.moved()
 
-    def _apply(self, change: RunsChange) -> None:
+    def _apply(self, change: "RunsChange") -> None:
         self.version += 1
         self._messages.clear()
         for run in change.runs:

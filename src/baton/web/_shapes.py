@@ -1,10 +1,11 @@
 """What the page reads: runs and steps as JSON."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from baton import RunSummary, StepStatus
+from baton import RunState, RunSummary, StepState, StepStatus
 
 _LONGEST_ERROR = 300
 
@@ -58,6 +59,11 @@ def step(status: StepStatus) -> dict[str, Any]:
         and {"done": progress.done, "total": progress.total, "message": progress.message},
         "chunks": status.chunks,
     }
+
+
+def counts(by_state: Mapping[RunState, int] | Mapping[StepState, int]) -> dict[str, int]:
+    """How many by state, of the states that there are."""
+    return {state.value: count for state, count in by_state.items() if count}
 
 
 def last_line(error: str | None) -> str | None:
