@@ -28,14 +28,27 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, testing
+    from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunChange, RunsChange, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import (
+        Chunk,
+        Graph,
+        Progress,
+        RunChange,
+        RunsChange,
+        RunStatus,
+        RunSummary,
+        StepStatus,
+        StreamPage,
+    )
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -46,12 +59,16 @@ __all__ = [
     "Box",
     "Cancel",
     "Cause",
+    "Chunk",
     "Edge",
     "Explanation",
+    "FailedAttempt",
     "Graph",
     "Group",
     "Layout",
+    "Neighbour",
     "Progress",
+    "Query",
     "Reason",
     "Ref",
     "Run",
@@ -64,13 +81,16 @@ __all__ = [
     "Snooze",
     "Step",
     "StepContext",
+    "StepDetail",
     "StepJob",
     "StepLogFilter",
+    "StepPage",
     "StepProgress",
     "StepState",
     "StepStatus",
     "StepStreamed",
     "StepUpdated",
+    "StreamPage",
     "Workflow",
     "WorkflowFinished",
     "current",
@@ -78,8 +98,10 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "progress",
     "results",
     "step",
+    "stream",
     "testing",
     "worker",
 ]
@@ -89,12 +111,16 @@ _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
     "Cause": "baton.why",
+    "Chunk": "baton.snapshot",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
+    "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
     "Layout": "baton._layout",
+    "Neighbour": "baton.query",
     "Progress": "baton.snapshot",
+    "Query": "baton.query",
     "Reason": "baton.why",
     "Run": "baton.run",
     "RunChange": "baton.snapshot",
@@ -104,12 +130,15 @@ _LAZY = {
     "RunSummary": "baton.snapshot",
     "RunsChange": "baton.snapshot",
     "StepContext": "baton._step",
+    "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
+    "StepPage": "baton.query",
     "StepProgress": "baton.events",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
     "StepStreamed": "baton.events",
     "StepUpdated": "baton.events",
+    "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",
@@ -118,8 +147,11 @@ _LAZY = {
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "progress": "baton._progress",
     "results": "baton._step",
+    "stream": "baton._progress",
     "testing": "baton.testing",
+    "web": "baton.web",
     "worker": "oban",
 }
 
