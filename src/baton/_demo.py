@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal
+from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal, _watch
 from baton.errors import StepFailed
 
 # Also to resume, and before the start: whoever works on the queue must have the code of the steps.
@@ -74,8 +74,8 @@ class Demo:
     async def _watch(self, run: Run, signals: _foreground.Signals) -> RunStatus | None:
         console = _terminal.open_console()
         if sys.stdout.isatty() and not console.is_dumb_terminal and not self.as_json:
-            return await _terminal.watch_live(run, signals.first, console)
-        return await _terminal.watch_lines(run, signals.first, self._say)
+            return await _watch.watch_live(run, signals.first, console)
+        return await _watch.watch_lines(run, signals.first, self._say)
 
     def _explain_interrupt(self, run: Run) -> None:
         folder = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir is not None else ""

@@ -416,7 +416,7 @@ def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid
         click.echo(_terminal.as_json(asdict(status) | ({"results": results} if with_results else {})))
     else:
         console = _terminal.open_console()
-        _terminal.show(console, _terminal.picture(console, status, dependencies=True))
+        _terminal.show(console, _terminal.picture(console, status))
         for name, value in results.items():
             click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
 
