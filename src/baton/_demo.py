@@ -5,9 +5,11 @@ Several demos at once share the server and the queue, so one may run steps of an
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +18,9 @@ from baton.errors import StepFailed
 
 # Also to resume, and before the start: whoever works on the queue must have the code of the steps.
 from baton.examples.research_brief.workflow import TOPIC, research
+
+if TYPE_CHECKING:
+    from baton.web._serve import Page
 
 # Steps of the demo take less; whatever they leave undone is done by the next process that looks.
 _GRACE = 0.5
@@ -31,6 +36,7 @@ class Demo:
         topic: None leaves it to the sources, or is the topic of the example's texts.
         output: File for the brief; None chooses a new one.
         as_json: Standard output is for JSON alone.
+        ui: Serve the page, and stay until a signal when the run has ended.
         data_dir: As for `Baton.local`.
     """
 
@@ -38,6 +44,7 @@ class Demo:
     topic: str | None
     output: Path | None
     as_json: bool
+    ui: bool
     data_dir: Path | None
 
     async def run(self, resume: str | None) -> int:
@@ -54,14 +61,36 @@ class Demo:
                 click.echo("baton: interrupted before anything was begun", err=True)
                 return _foreground.INTERRUPTED
             self._say(f"data     {baton.data_dir}")
-            run = await self._begin(baton, resume)
-            self._say(f"run      {run.id}\n")
-            status = await self._watch(run, signals)
-            if status is None:
-                self._explain_interrupt(run)
-                return _foreground.INTERRUPTED
-            results = await run.results("compile_brief")
+            async with self._page(baton) as page:
+                run = await self._begin(baton, resume)
+                self._say(f"run      {run.id}")
+                if page is not None:
+                    self._say(f"page     {page.address(f'/runs/{run.id}')}")
+                self._say("")
+                status = await self._watch(run, signals)
+                if status is None:
+                    self._explain_interrupt(run)
+                    return _foreground.INTERRUPTED
+                results = await run.results("compile_brief")
+                if page is not None:
+                    try:
+                        return self._report(status, results.get("compile_brief"))
+                    finally:
+                        self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
+                        await signals.first.wait()
         return self._report(status, results.get("compile_brief"))
+
+    @asynccontextmanager
+    async def _page(self, baton: Baton) -> "AsyncIterator[Page | None]":
+        """The page on this very Baton, if it was asked for."""
+        if not self.ui:
+            yield None
+            return
+        from baton.web import _serve
+
+        page = _serve.Page(baton)
+        async with page.serving():
+            yield page
 
     async def _begin(self, baton: Baton, resume: str | None) -> Run:
         if resume is None:

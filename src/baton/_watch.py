@@ -290,10 +290,11 @@ async def _follow(
     async with run.changes() as changes:
         stopped = asyncio.ensure_future(stop.wait())
         news: asyncio.Future[RunChange | None] | None = None
+        waiting: set[asyncio.Future[Any]]
         try:
             while not stop.is_set():
                 news = news or asyncio.ensure_future(anext(changes, None))
-                waiting: set[asyncio.Future[Any]] = {news, stopped}
+                waiting = {news, stopped}
                 await asyncio.wait(waiting, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
                 if not news.done():
                     look(None)
@@ -306,10 +307,10 @@ async def _follow(
             else:
                 return None
         finally:
-            tasks = [stopped, *([news] if news else [])]
-            for task in tasks:
+            waiting = {stopped, news} if news else {stopped}
+            for task in waiting:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(waiting)
     status = await run.status()
     look(RunChange(status.run, status.steps))
     return status

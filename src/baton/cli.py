@@ -16,12 +16,14 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import shlex
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -172,14 +174,16 @@ class Target:
         with await asyncio.to_thread(LocalServer.start, self.data_dir) as server:
             yield server.dsn
 
+    def reader(self, *, pool_size: int = 10) -> "Baton":
+        """A Baton that reads, not started."""
+        if self.dsn is None:
+            return api.Baton.local(self.data_dir, prefix=self.prefix, queues={}, pool_size=pool_size)
+        return api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=pool_size)
+
     @asynccontextmanager
     async def baton(self) -> "AsyncIterator[Baton]":
         """A Baton that reads."""
-        if self.dsn is None:
-            baton = api.Baton.local(self.data_dir, prefix=self.prefix, queues={})
-        else:
-            baton = api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=2)
-        async with baton:
+        async with self.reader(pool_size=2) as baton:
             yield baton
 
 
@@ -265,8 +269,23 @@ def cli() -> None:
     metavar="ROLE",
     help="Let a role work that does not own the tables. Repeatable.",
 )
+@click.option(
+    "--grant-read",
+    "readers",
+    multiple=True,
+    metavar="ROLE",
+    help="Let a role read the views, and nothing else. Repeatable.",
+)
 @_database_options
-def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, roles: tuple[str, ...]) -> None:
+def migrate(
+    target: Target,
+    check: bool,
+    as_sql: bool,
+    down: bool,
+    yes: bool,
+    roles: tuple[str, ...],
+    readers: tuple[str, ...],
+) -> None:
     """Create or upgrade the tables, Oban's included.
 
     Doing it again does nothing, so it can be part of every deployment. To print the SQL of an upgrade alone, call
@@ -276,10 +295,10 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
         raise click.UsageError("--check, --sql and --down exclude each other.")
     if yes and not down:
         raise click.UsageError("--yes is for --down.")
-    if roles and (check or down):
-        raise click.UsageError("--grant goes with a migration or with --sql.")
+    if (roles or readers) and (check or down):
+        raise click.UsageError("--grant and --grant-read go with a migration or with --sql.")
     if as_sql:
-        text = api.migration.sql(target.prefix, grant=roles)
+        text = api.migration.sql(target.prefix, grant=roles, grant_read=readers)
         click.echo(
             f"-- Baton {api.__version__}, to run in one transaction. Oban's own tables must be there already:\n"
             f"-- python -c \"from oban.schema import install_sql; print(install_sql('{target.prefix}'))\"\n{text}"
@@ -289,13 +308,13 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
     elif down:
         asyncio.run(_down(target, ask=not yes))
     else:
-        asyncio.run(_up(target, roles))
+        asyncio.run(_up(target, roles, readers))
 
 
-async def _up(target: Target, roles: Sequence[str]) -> None:
+async def _up(target: Target, roles: Sequence[str], readers: Sequence[str]) -> None:
     async with target.database() as dsn:
         before = await api.migration.check(dsn, prefix=target.prefix)
-        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles)
+        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles, grant_read=readers)
     where = f"schema {target.prefix!r}"
     if applied:
         click.echo(f"{where}: applied {', '.join(f'version {version}' for version in applied)}")
@@ -303,8 +322,8 @@ async def _up(target: Target, roles: Sequence[str]) -> None:
         click.echo(f"{where}: up to date (version {before.version})")
     else:
         click.echo(f"{where}: functions and triggers renewed (version {before.version})")
-    if roles:
-        click.echo(f"{where}: granted to {', '.join(roles)}")
+    if granted := dict.fromkeys((*roles, *readers)):
+        click.echo(f"{where}: granted to {', '.join(granted)}")
 
 
 async def _check(target: Target) -> None:
@@ -359,24 +378,63 @@ def _typed(prompt: str) -> str:
         return ""
 
 
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+    """A time, or how long ago it was; without a zone, it is this computer's."""
+    if value is None:
+        return None
+    try:
+        if ago := re.fullmatch(r"([0-9]{1,9})([smhd])", value):
+            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is no time; write 2026-01-31, 2026-01-31T12:00, 90m, 12h or 7d."
+        ) from None
+
+
 @cli.command("list", context_settings=_HELP)
 @click.option(
     "--state",
+    "states",
     type=click.Choice(["executing", "completed", "failed", "cancelled"]),
-    help="Only those in this state.",
+    multiple=True,
+    help="Only those in this state. Repeatable.",
 )
+@click.option("--name", help="Only those of exactly this name.")
+@click.option("--key", help="Only those of exactly this key, live or not.")
+@click.option("--search", help="Only those with this in their name or key, or at the beginning of their id.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those inserted at this time or later; 2h is two hours ago.",
+)
+@click.option("--until", metavar="TIME", callback=_moment, help="Only those inserted before this time.")
+@click.option("--before", metavar="RUN", help="Only those older than this run: the last of the page before.")
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_database_options
-def list_(target: Target, state: str | None, limit: int, as_json: bool) -> None:
+def list_(
+    target: Target,
+    states: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """List runs, newest first."""
     from baton import _terminal
 
     async def read() -> list[api.RunSummary]:
         async with target.baton() as baton:
-            return await baton.query.list_runs(state=state, limit=limit)
+            return await baton.query.list_runs(
+                state=states or None, inserted_after=since, inserted_before=until, **asked
+            )
 
     runs = asyncio.run(read())
     if as_json:
@@ -605,6 +663,66 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
 
 
 @cli.command(context_settings=_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=4321,
+    show_default=True,
+    help="Port; unless it is named, one of the next if it is taken. 0 for any.",
+)
+@click.option("--actions", is_flag=True, help="Let the page cancel, retry, re-run, pause and resume.")
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A host name that browsers reach the page at; needed for a --host that is not this machine's own. Repeatable.",
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open it in a browser.")
+@_database_options
+def ui(
+    target: Target, host: str, port: int, actions: bool, allow_hosts: tuple[str, ...], open_browser: bool
+) -> None:
+    """Show runs live in a browser, until Ctrl-C.
+
+    The address that is printed lets one browser in, once; then the next one is printed. The page only shows, unless --actions.
+    What it does is logged to standard error.
+    """
+    from baton import _foreground
+    from baton.web import _serve
+
+    named = click.get_current_context().get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
+    _foreground.log_to_stderr("info")
+
+    def tell() -> None:
+        click.echo(f"for another browser: {page.address()}")
+
+    async def serve() -> None:
+        signals = _foreground.Signals()
+        async with _foreground.running(baton, signals) as started:
+            if not started:
+                return
+            async with page.serving():
+                click.echo(f"{page.address()}\nlets one browser in; Ctrl-C ends")
+                if open_browser:
+                    click.launch(page.address())
+                await signals.first.wait()
+
+    baton = target.reader()
+    page = _serve.Page(
+        baton,
+        host=host,
+        port=port,
+        search=not named,
+        actions=actions,
+        allow_hosts=allow_hosts,
+        used=tell,
+    )
+    _foreground.run(serve())
+
+
+@cli.command(context_settings=_HELP)
 @click.option(
     "--app", "spec", required=True, metavar="MODULE:ATTRIBUTE", help="A Baton, or a function that makes one."
 )
@@ -664,6 +782,7 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
     "--resume", metavar="RUN", help="Go on with a run that was interrupted, or show one that has ended."
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON; progress goes to standard error.")
+@click.option("--ui", is_flag=True, help="Show it in a browser, too; then the page stays until Ctrl-C.")
 @_data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder.")
 def demo(
     sources: tuple[str, ...],
@@ -671,6 +790,7 @@ def demo(
     output: Path | None,
     resume: str | None,
     as_json: bool,
+    ui: bool,
     data_dir: Path | None,
 ) -> None:
     """Write a research brief about files, folders and web pages, as a workflow on an embedded PostgreSQL.
@@ -692,5 +812,5 @@ def demo(
     logging.basicConfig(level=logging.CRITICAL)
     from baton import _demo, _foreground
 
-    wanted = _demo.Demo(sources, topic, output, as_json, data_dir)
+    wanted = _demo.Demo(sources, topic, output, as_json, ui, data_dir)
     click.get_current_context().exit(_foreground.run(wanted.run(resume)))

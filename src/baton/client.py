@@ -37,6 +37,7 @@ from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
 from baton._oban import Seam
+from baton._reports import Reports
 from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
@@ -86,6 +87,8 @@ class Baton:
         prefix: Schema of the tables.
         pool_size: Connections for Oban and for reads. The engine has up to 4 of its own, and LISTEN one.
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
+        stream_limit: Most that an attempt of a step may stream, in bytes of JSON and 64 more for each chunk; also what it may
+            hold in memory while the database is away. More raises StreamTooLarge in the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
         rescue_after: Seconds of silence after which a process is dead and its steps run again elsewhere, from 1 up. A slow
@@ -115,6 +118,7 @@ class Baton:
         prefix: str = "public",
         pool_size: int = 10,
         result_limit: int = 16_000_000,
+        stream_limit: int = 16_000_000,
         shutdown_grace_period: float = 15.0,
         poll_interval: float = 1.0,
         rescue_after: float = 60.0,
@@ -139,6 +143,7 @@ class Baton:
         if oban is not None and not isinstance(oban, Oban):
             raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
         _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)
+        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0)
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
@@ -162,6 +167,7 @@ class Baton:
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
         self._pool_size = pool_size
         self._result_limit = result_limit
+        self._stream_limit = stream_limit
         self._grace = shutdown_grace_period
         self._poll_interval = poll_interval
         self._upkeep = Upkeep(
@@ -413,6 +419,7 @@ class Baton:
         self._threads = threads
         self._oban = oban
         self._engine = engine
+        self._reports = Reports(engine.report, limit=self._stream_limit)
         maintenance = Maintenance(
             engine,
             self._upkeep,
@@ -435,6 +442,7 @@ class Baton:
             ),
             threads=threads,
             result_limit=self._result_limit,
+            reports=self._reports,
         )
         self._seam.attach()
         waiters = Waiters(self._connection, self._prefix, self._poll_interval)
@@ -485,6 +493,7 @@ class Baton:
         assert self._seam is not None
         assert self._engine is not None
         self._seam.detach()
+        await self._in_time(self._reports.stop)
         await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None
