@@ -1,15 +1,16 @@
-"""The commands that show something: `baton list`, `show` and `why`."""
+"""The commands that show something: `baton list`, `show`, `graph`, `watch` and `why`."""
 
 import asyncio
 import re
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import baton as api
-from baton._command import HELP, Target, database_options
+from baton._command import FAILED, HELP, INTERRUPTED, Failure, Target, database_options
 
 if TYPE_CHECKING:
     from baton import RunStatus
@@ -87,33 +88,84 @@ def list_(
 @click.argument("run_id", metavar="RUN")
 @click.option("--results", "with_results", is_flag=True, help="Results of the steps, too.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--mermaid", is_flag=True, help="As a Mermaid flowchart.")
-@click.option("--dot", is_flag=True, help="As a Graphviz digraph.")
 @database_options
-def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid: bool, dot: bool) -> None:
+def show(target: Target, run_id: str, with_results: bool, as_json: bool) -> None:
     """Show one run: its steps, their states, times and errors."""
     from baton import _terminal
 
-    if as_json + mermaid + dot > 1:
-        raise click.UsageError("--json, --mermaid and --dot exclude each other.")
-    if with_results and (mermaid or dot):
-        raise click.UsageError("--results goes with the table or with --json.")
-
-    async def read() -> "tuple[RunStatus, api.Graph, dict[str, Any]]":
+    async def read() -> "tuple[RunStatus, dict[str, Any]]":
         async with target.baton() as baton:
             run = baton.get_run(run_id)
-            return await run.status(), await run.graph(), await run.results() if with_results else {}
+            return await run.status(), await run.results() if with_results else {}
 
-    status, graph, results = asyncio.run(read())
-    if mermaid or dot:
-        click.echo(graph.to_mermaid() if mermaid else graph.to_dot(), nl=False)
-    elif as_json:
+    status, results = asyncio.run(read())
+    if as_json:
         click.echo(_terminal.as_json(asdict(status) | ({"results": results} if with_results else {})))
     else:
         console = _terminal.open_console()
         _terminal.show(console, _terminal.picture(console, status))
         for name, value in results.items():
             click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
+
+
+@click.command(context_settings=HELP)
+@click.argument("run_id", metavar="RUN")
+@click.option("--svg", "form", flag_value="svg", help="As an SVG file, for browsers and documents.")
+@click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flowchart.")
+@click.option("--dot", "form", flag_value="dot", help="As a Graphviz digraph, with every step.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write it to this file.",
+)
+@database_options
+def graph(target: Target, run_id: str, form: str | None, output: Path | None) -> None:
+    """Draw a run: which steps wait for which, and their states; as text unless told otherwise.
+
+    Where there are many steps, those that are alike are drawn as one.
+    """
+
+    async def read() -> api.Graph:
+        async with target.baton() as baton:
+            return await baton.query.read_graph(run_id)
+
+    found = asyncio.run(read())
+    draw = {"svg": found.to_svg, "mermaid": found.to_mermaid, "dot": found.to_dot}
+    text = draw.get(form or "", found.to_text)()
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(
+            f"{output} could not be written: {error.strerror}; name another file with --output"
+        ) from error
+
+
+@click.command(context_settings=HELP)
+@click.argument("run_id", metavar="RUN")
+@database_options
+def watch(target: Target, run_id: str) -> None:
+    """Show a run live, until it has ended or you press Ctrl-C; the run goes on then.
+
+    Steps that are alike are one line with a bar. Without a terminal, each change of a step is a line. The exit code is 0 if the
+    run completed, 1 if it ended otherwise, and 130 after Ctrl-C.
+    """
+    from baton import _foreground, _watch
+
+    async def follow() -> int:
+        signals = _foreground.Signals()
+        baton = target.reader(pool_size=2)
+        async with _foreground.running(baton, signals) as started:
+            status = await _watch.watch(baton.get_run(run_id), signals.first, click.echo) if started else None
+        if status is None:
+            click.echo("baton: interrupted; the run goes on", err=True)
+            return INTERRUPTED
+        return 0 if status.state is api.RunState.COMPLETED else FAILED
+
+    click.get_current_context().exit(_foreground.run(follow()))
 
 
 @click.command(context_settings=HELP)

@@ -8,7 +8,7 @@ import graphlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -173,13 +173,13 @@ def runs_table(console: Console, runs: Sequence[RunSummary]) -> RenderableType:
 
 def picture(console: Console, status: RunStatus) -> RenderableType:
     """A run at one moment: a line about itself, then its steps by layer. Steps of one layer can run at the same time."""
-    states = status.states()
     layers = _layers(tuple((step.name, step.deps) for step in status.steps))
     cells: list[list[Text]] = []
     shown = 0
     for step in sorted(status.steps, key=lambda step: layers[step.name]):
         layer = layers[step.name]
-        cells.append(step_row(console, layer if layer != shown else None, step, states, dependencies=True))
+        about = remark(step, f"after {few(step.deps)}" if step.deps else "")
+        cells.append(step_row(console, layer if layer != shown else None, step, about))
         shown = layer
     return Group(headline(console, status.run), steps_table(console, cells, titles=True))
 
@@ -191,28 +191,15 @@ def headline(console: Console, run: RunSummary) -> Text:
     return head
 
 
-def step_row(
-    console: Console,
-    layer: int | None,
-    step: StepStatus,
-    states: Mapping[str, StepState],
-    *,
-    dependencies: bool = False,
-) -> list[Text]:
-    """Cells of one step, for `steps_table`.
-
-    Args:
-        layer: Shown if it is given.
-        states: Those of all steps of the run, by name.
-        dependencies: Name all that it waits for, not only what has not settled.
-    """
+def step_row(console: Console, layer: int | None, step: StepStatus, about: str) -> list[Text]:
+    """Cells of one step, for `steps_table`; no layer leaves its cell empty."""
     return [
         Text(str(layer or ""), style="dim"),
         signed(step.state, safe(step.name), console),
         Text(step.state, style=LOOKS.get(step.state, ("", "", ""))[2]),
         Text(_tries(step)),
         Text(duration(_seconds(step))),
-        Text(remark(step, states, dependencies), style="dim" if step.state is StepState.HELD else ""),
+        Text(about, style="dim" if step.state is StepState.HELD else ""),
     ]
 
 
@@ -329,15 +316,9 @@ def _seconds(step: StepStatus) -> float | None:
     return step.seconds
 
 
-def remark(step: StepStatus, states: Mapping[str, StepState], dependencies: bool = False) -> str:
-    """What a step waits for, how far it is, and what went wrong last."""
-    remarks = []
-    if dependencies and step.deps:
-        remarks.append(f"after {_few(step.deps)}")
-    elif step.state is StepState.HELD:
-        remarks.append(
-            f"waits for {_few([name for name in step.deps if name in states and not states[name].settled])}"
-        )
+def remark(step: StepStatus, order: str) -> str:
+    """What a step waits for, in the words of `order`, how far it is, and what went wrong last."""
+    remarks = [order] if order else []
     if step.state in (StepState.SCHEDULED, StepState.RETRYABLE) and step.scheduled_at is not None:
         remarks.append(
             f"runs in {duration(max(0.0, (step.scheduled_at - datetime.now(UTC)).total_seconds()))}"
@@ -367,6 +348,7 @@ def _number(value: float) -> str:
     return str(int(value)) if isfinite(value) and value == int(value) else f"{value:.1f}"
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
     shown = [safe(name) for name in names[:6]]
     return ", ".join(shown if len(names) <= 6 else [*shown[:5], f"{len(names) - 5} more"])

@@ -4,6 +4,7 @@ Whatever its size, only what changed is read and counted; steps that are alike a
 """
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from baton import Box, Graph, Run, RunChange, RunState, RunStatus, StepState, St
 from baton._terminal import (
     LOOKS,
     duration,
+    few,
     headline,
     last_line,
+    open_console,
     remark,
     safe,
     share,
@@ -122,6 +125,8 @@ class Board:
         self.steps: dict[int, StepStatus] = {}
         self.lines = [_Line(box) for box in boxes]
         self._line_of = {step: line for line in self.lines for step in line.box.steps}
+        number_of = {step: number for number, line in enumerate(self.lines) for step in line.box.steps}
+        self._number_of = {step.name: number_of[step.position] for step in change.steps}
         self.apply(change)
 
     def apply(self, change: RunChange) -> list[_Line]:
@@ -164,7 +169,7 @@ class Board:
             cells.append(
                 _group_row(console, layer, line)
                 if line.box.group
-                else step_row(console, layer, self.steps[line.box.steps[0]], self.states)
+                else self._step_row(console, layer, self.steps[line.box.steps[0]])
             )
         table = steps_table(console, cells, one_row=True)
         if len(lines) == len(self.lines):
@@ -173,6 +178,20 @@ class Board:
         hidden.subtract(sum((line.counts for line in lines), Counter[StepState]()))
         rest = ", ".join(f"{hidden[state]:,} {state}" for state in _URGENCY if hidden[state])
         return Stack(head, table, Text(f"and {hidden.total():,} more: {rest}", style="dim"))
+
+    def _step_row(self, console: Console, layer: int | None, step: StepStatus) -> list[Text]:
+        return step_row(console, layer, step, remark(step, self._waits(step)))
+
+    def _waits(self, step: StepStatus) -> str:
+        """What a held step waits for; of a group, how many of its steps."""
+        if step.state is not StepState.HELD:
+            return ""
+        left = Counter(self._number_of[name] for name in step.deps if not self._settled(name))
+        found = [(self.lines[number].box, count) for number, count in left.items()]
+        return f"waits for {few([f'{box.label} ({n:,})' if box.group else box.label for box, n in found])}"
+
+    def _settled(self, name: str) -> bool:
+        return name not in self.states or self.states[name].settled
 
     def tell(self, touched: Iterable[_Line], say: Callable[[str], None]) -> None:
         """Say a line for each that is worth it: for each change of a step, and for each tenth of a group."""
@@ -183,7 +202,7 @@ class Board:
             news = _group_news(line) if step is None else _step_news(step)
             if line.told != news:
                 line.told = news
-                text = _group_text(line) if step is None else _step_text(step, self.states)
+                text = _group_text(line) if step is None else _step_text(step, self._waits(step))
                 say(f"{since:7.2f}s  {safe(line.label):<{width}}  {text}")
 
 
@@ -234,22 +253,32 @@ def _step_news(step: StepStatus) -> object:
     return step.state, step.attempt, None if done is None else int(10 * done)
 
 
-def _step_text(step: StepStatus, states: dict[str, StepState]) -> str:
+def _step_text(step: StepStatus, order: str) -> str:
     text = str(step.state)
     if step.state is StepState.COMPLETED:
         text += f" in {duration(step.seconds)}"
     if step.attempt > 1 and not step.state.settled:
         text += f" (attempt {step.attempt} of {step.max_attempts})"
-    more = remark(step, states)
+    more = remark(step, order)
     return f"{text}: {more}" if more else text
 
 
-async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStatus | None:
-    """Show a run in place, on a terminal, until it has finished.
+async def watch(
+    run: Run, stop: asyncio.Event, say: Callable[[str], None], *, in_place: bool = True
+) -> RunStatus | None:
+    """Show a run until it has finished: in place on a terminal that can, in lines elsewhere or if told so.
 
     Returns:
         How it ended; None when `stop` was set before.
     """
+    console = open_console()
+    if in_place and sys.stdout.isatty() and not console.is_dumb_terminal:
+        return await watch_live(run, stop, console)
+    return await watch_lines(run, stop, say)
+
+
+async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStatus | None:
+    """Show a run in place, on a terminal."""
     board: Board | None = None
     with Live(console=console, auto_refresh=False) as live:
 
@@ -267,7 +296,7 @@ async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStat
 
 
 async def watch_lines(run: Run, stop: asyncio.Event, say: Callable[[str], None]) -> RunStatus | None:
-    """Say a line per change of a step, and some per group, until the run has finished; returns as `watch_live`."""
+    """Say a line per change of a step, and some per group."""
     board: Board | None = None
 
     def report(change: RunChange | None) -> None:

@@ -128,7 +128,7 @@ def cli() -> None:
     """Durable DAG workflows on PostgreSQL."""
 
 
-for command in (_shown.list_, _shown.show, _shown.why):
+for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why):
     cli.add_command(command)
 
 
