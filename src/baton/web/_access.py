@@ -126,7 +126,13 @@ def _origin(text: str) -> str:
         port = parts.port
     except ValueError:
         raise InvalidOption(f"{text!r} is no origin; one looks like https://ops.example.com") from None
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+    if (
+        parts.scheme not in _PORTS
+        or not parts.hostname
+        or parts.path.strip("/")
+        or parts.query
+        or parts.fragment
+    ):
         raise InvalidOption(f"{text!r} is no origin; one looks like https://ops.example.com")
     return f"{parts.scheme}://{parts.hostname}:{port or _PORTS[parts.scheme]}"
 

@@ -80,7 +80,11 @@ class RunsBoard(Moves):
                     removed.append(_shapes.dumps(run_id))
                 else:
                     runs.append(change.written)
-            found = b'"runs":[%s],"removed":[%s]' % (b",".join(runs), b",".join(removed)) if runs or removed else b""
+            found = (
+                b'"runs":[%s],"removed":[%s]' % (b",".join(runs), b",".join(removed))
+                if runs or removed
+                else b""
+            )
             self._messages[key] = found
             if len(self._messages) > _MESSAGES:
                 self._messages.popitem(last=False)

@@ -65,7 +65,10 @@ class Stream(EventSourceResponse):
         messages: Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]],
     ) -> None:
         super().__init__(
-            _nothing(), ping=_PING, send_timeout=_STALLED, ping_message_factory=lambda: ServerSentEvent(comment="ping")
+            _nothing(),
+            ping=_PING,
+            send_timeout=_STALLED,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping"),
         )
         self._seats = seats
         self._user = user
