@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from baton.events import WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import (
+        Chunk,
+        Graph,
+        Progress,
+        RunChange,
+        RunStatus,
+        RunSummary,
+        StepStatus,
+        StreamPage,
+    )
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -49,6 +58,7 @@ __all__ = [
     "Box",
     "Cancel",
     "Cause",
+    "Chunk",
     "Edge",
     "Explanation",
     "FailedAttempt",
@@ -75,6 +85,7 @@ __all__ = [
     "StepPage",
     "StepState",
     "StepStatus",
+    "StreamPage",
     "Workflow",
     "WorkflowFinished",
     "current",
@@ -95,6 +106,7 @@ _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
     "Cause": "baton.why",
+    "Chunk": "baton.snapshot",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
@@ -117,6 +129,7 @@ _LAZY = {
     "StepPage": "baton.query",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
+    "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",

@@ -16,12 +16,14 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import shlex
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -267,8 +269,23 @@ def cli() -> None:
     metavar="ROLE",
     help="Let a role work that does not own the tables. Repeatable.",
 )
+@click.option(
+    "--grant-read",
+    "readers",
+    multiple=True,
+    metavar="ROLE",
+    help="Let a role read the views, and nothing else. Repeatable.",
+)
 @_database_options
-def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, roles: tuple[str, ...]) -> None:
+def migrate(
+    target: Target,
+    check: bool,
+    as_sql: bool,
+    down: bool,
+    yes: bool,
+    roles: tuple[str, ...],
+    readers: tuple[str, ...],
+) -> None:
     """Create or upgrade the tables, Oban's included.
 
     Doing it again does nothing, so it can be part of every deployment. To print the SQL of an upgrade alone, call
@@ -278,10 +295,10 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
         raise click.UsageError("--check, --sql and --down exclude each other.")
     if yes and not down:
         raise click.UsageError("--yes is for --down.")
-    if roles and (check or down):
-        raise click.UsageError("--grant goes with a migration or with --sql.")
+    if (roles or readers) and (check or down):
+        raise click.UsageError("--grant and --grant-read go with a migration or with --sql.")
     if as_sql:
-        text = api.migration.sql(target.prefix, grant=roles)
+        text = api.migration.sql(target.prefix, grant=roles, grant_read=readers)
         click.echo(
             f"-- Baton {api.__version__}, to run in one transaction. Oban's own tables must be there already:\n"
             f"-- python -c \"from oban.schema import install_sql; print(install_sql('{target.prefix}'))\"\n{text}"
@@ -291,13 +308,13 @@ def migrate(target: Target, check: bool, as_sql: bool, down: bool, yes: bool, ro
     elif down:
         asyncio.run(_down(target, ask=not yes))
     else:
-        asyncio.run(_up(target, roles))
+        asyncio.run(_up(target, roles, readers))
 
 
-async def _up(target: Target, roles: Sequence[str]) -> None:
+async def _up(target: Target, roles: Sequence[str], readers: Sequence[str]) -> None:
     async with target.database() as dsn:
         before = await api.migration.check(dsn, prefix=target.prefix)
-        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles)
+        applied = await api.migration.up(dsn, prefix=target.prefix, grant=roles, grant_read=readers)
     where = f"schema {target.prefix!r}"
     if applied:
         click.echo(f"{where}: applied {', '.join(f'version {version}' for version in applied)}")
@@ -305,8 +322,8 @@ async def _up(target: Target, roles: Sequence[str]) -> None:
         click.echo(f"{where}: up to date (version {before.version})")
     else:
         click.echo(f"{where}: functions and triggers renewed (version {before.version})")
-    if roles:
-        click.echo(f"{where}: granted to {', '.join(roles)}")
+    if granted := dict.fromkeys((*roles, *readers)):
+        click.echo(f"{where}: granted to {', '.join(granted)}")
 
 
 async def _check(target: Target) -> None:
@@ -361,24 +378,63 @@ def _typed(prompt: str) -> str:
         return ""
 
 
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+    """A time, or how long ago it was; without a zone, it is this computer's."""
+    if value is None:
+        return None
+    try:
+        if ago := re.fullmatch(r"([0-9]{1,9})([smhd])", value):
+            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is no time; write 2026-01-31, 2026-01-31T12:00, 90m, 12h or 7d."
+        ) from None
+
+
 @cli.command("list", context_settings=_HELP)
 @click.option(
     "--state",
+    "states",
     type=click.Choice(["executing", "completed", "failed", "cancelled"]),
-    help="Only those in this state.",
+    multiple=True,
+    help="Only those in this state. Repeatable.",
 )
+@click.option("--name", help="Only those of exactly this name.")
+@click.option("--key", help="Only those of exactly this key, live or not.")
+@click.option("--search", help="Only those with this in their name or key, or at the beginning of their id.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those inserted at this time or later; 2h is two hours ago.",
+)
+@click.option("--until", metavar="TIME", callback=_moment, help="Only those inserted before this time.")
+@click.option("--before", metavar="RUN", help="Only those older than this run: the last of the page before.")
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_database_options
-def list_(target: Target, state: str | None, limit: int, as_json: bool) -> None:
+def list_(
+    target: Target,
+    states: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """List runs, newest first."""
     from baton import _terminal
 
     async def read() -> list[api.RunSummary]:
         async with target.baton() as baton:
-            return await baton.query.list_runs(state=state, limit=limit)
+            return await baton.query.list_runs(
+                state=states or None, inserted_after=since, inserted_before=until, **asked
+            )
 
     runs = asyncio.run(read())
     if as_json:

@@ -51,5 +51,7 @@ BEGIN
   JOIN /* schema */workflow_nodes AS step ON step.job_id = given.job_id
   JOIN told ON told.step_id = step.id
   ON CONFLICT (step_id, attempt, position) DO NOTHING;
+
+  PERFORM /* schema */baton_announce(ARRAY(SELECT step.id FROM /* schema */workflow_nodes AS step WHERE step.job_id = ANY(written)));
 END
 $$;
