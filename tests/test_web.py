@@ -191,7 +191,9 @@ async def started(app: Any) -> AsyncIterator[None]:
     """The lifespan of an app, as a server runs it."""
     to_app: asyncio.Queue[Any] = asyncio.Queue()
     from_app: asyncio.Queue[Any] = asyncio.Queue()
-    task = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put))
+    task = asyncio.create_task(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put)
+    )
     for phase in ("startup", "shutdown"):
         await to_app.put({"type": f"lifespan.{phase}"})
         assert await from_app.get() == {"type": f"lifespan.{phase}.complete"}
@@ -209,7 +211,8 @@ async def test_alone_it_takes_part_in_a_servers_lifespan(workflows: Baton) -> No
 async def test_before_its_baton_starts_and_after_it_stops_it_says_so(baton_dsn: str) -> None:
     workflows = Baton(baton_dsn)
     async with Visitor(baton.web.app(workflows, authorize=everything)) as visitor:
-        paths = ("api/runs", "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff", "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff/events")
+        run = "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff"
+        paths = ("api/runs", run, f"{run}/events")
         for path in paths:
             assert "not started" in (await visitor.json(path, 503))["error"]
         assert (await visitor.get()).status_code == 200
@@ -307,15 +310,15 @@ async def test_a_run_is_drawn_with_a_fan_out_as_one_box(workflows: Baton, page: 
     assert (boxes["part"]["group"], boxes["part"]["total"], boxes["part"]["position"]) == (True, 6, None)
     assert (boxes["first"]["group"], boxes["first"]["total"]) == (False, 1)
     assert boxes["first"]["function"] == "tests.web.double"
-    assert all(0 <= box["x"] and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values())
+    assert all(
+        box["x"] >= 0 and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values()
+    )
     ends = {(edge["source"], edge["target"]) for edge in shown["layout"]["edges"]}
     assert ends == {
         (boxes["first"]["id"], boxes["part"]["id"]),
         (boxes["part"]["id"], boxes["last"]["id"]),
     }
-    assert shown["groups"] == [
-        {"id": boxes["part"]["id"], "label": "part", "total": 6, "expanded": False}
-    ]
+    assert shown["groups"] == [{"id": boxes["part"]["id"], "label": "part", "total": 6, "expanded": False}]
     assert shown["counts"] == {"completed": 8}
     assert shown["boxes"][boxes["part"]["id"]] == {"counts": {"completed": 6}, "failed": []}
     assert shown["boxes"][boxes["last"]["id"]]["state"] == "completed"
@@ -526,7 +529,10 @@ async def test_streams_end_when_baton_stops(baton_dsn: str) -> None:
     workflows = Baton(baton_dsn)
     async with Visitor(baton.web.app(workflows, authorize=everything)) as page, workflows:
         run = await workflows.insert(Workflow("empty"))
-        async with page.stream(f"api/runs/{run.id}/events") as one_run, page.stream("api/runs/events") as all_runs:
+        async with (
+            page.stream(f"api/runs/{run.id}/events") as one_run,
+            page.stream("api/runs/events") as all_runs,
+        ):
             await one_run.named("change")
             await all_runs.named("resync")
             await workflows.stop()
@@ -539,9 +545,11 @@ async def test_the_last_event_id_changes_nothing(workflows: Baton) -> None:
     run = await finished(workflows, fan())
     app = baton.web.app(workflows, authorize=everything)
     for value in ("5", "-1", "x" * 10_000):
-        async with Visitor(app, headers={"Last-Event-ID": value}) as page:
-            async with page.stream(f"api/runs/{run.id}/events") as events:
-                assert len((await events.named("change"))["boxes"]) == 3
+        async with (
+            Visitor(app, headers={"Last-Event-ID": value}) as page,
+            page.stream(f"api/runs/{run.id}/events") as events,
+        ):
+            assert len((await events.named("change"))["boxes"]) == 3
 
 
 async def test_the_list_hears_of_new_runs_and_of_their_ends(workflows: Baton, page: Visitor) -> None:
@@ -726,9 +734,7 @@ async def test_a_double_click_makes_one_new_run(workflows: Baton, page: Visitor)
 async def test_clicks_with_keys_of_their_own_make_a_run_each(workflows: Baton, page: Visitor) -> None:
     run = await finished(workflows, fan())
     keys = ["a", "b", "a", "a"]
-    answers = [
-        await page.act(f"api/runs/{run.id}/rerun", headers={"Idempotency-Key": key}) for key in keys
-    ]
+    answers = [await page.act(f"api/runs/{run.id}/rerun", headers={"Idempotency-Key": key}) for key in keys]
     made = [answer.json()["run"] for answer in answers]
     assert made[0] == made[2] == made[3] != made[1]
     assert len(await workflows.query.list_runs()) == 3
@@ -758,14 +764,17 @@ async def test_an_action_is_an_event_of_telemetry(workflows: Baton, page: Visito
     finally:
         telemetry.detach("tests.web")
     (event,) = heard
-    assert event.items() >= {
-        "action": "retry",
-        "user": "ada",
-        "from": "127.0.0.1",
-        "run_id": run.id,
-        "step": None,
-        "outcome": "nothing had failed",
-    }.items()
+    assert (
+        event.items()
+        >= {
+            "action": "retry",
+            "user": "ada",
+            "from": "127.0.0.1",
+            "run_id": run.id,
+            "step": None,
+            "outcome": "nothing had failed",
+        }.items()
+    )
 
 
 # --- who is asked ----------------------------------------------------------------------------------

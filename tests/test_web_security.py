@@ -152,7 +152,9 @@ async def test_a_route_is_closed_to_who_is_nobody(shut: Any, route: web_app.Endp
 @EVERY_ROUTE
 async def test_a_route_takes_its_own_method_alone(shut: Any, route: web_app.Endpoint) -> None:
     async with visiting(shut) as visitor, visiting(shut, None) as nobody:
-        for verb in {"HEAD", "OPTIONS", "GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "X"} - {method(route)}:
+        for verb in {"HEAD", "OPTIONS", "GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "X"} - {
+            method(route)
+        }:
             answer = await visitor.http.request(verb, url(route))
             assert answer.status_code == 405
             assert answer.headers["allow"] == method(route)
@@ -355,7 +357,9 @@ async def test_the_page_has_a_policy_for_its_own_scripts_alone(page: Any) -> Non
         first, second = await visitor.get(), await visitor.get()
     nonces = []
     for answer in (first, second):
-        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        policy = dict(
+            part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";")
+        )
         assert policy["default-src"] == "'none'"
         assert policy["script-src"] == policy["style-src"]
         nonce = re.fullmatch(r"'nonce-([\w-]{20,})'", policy["script-src"])
@@ -366,7 +370,9 @@ async def test_the_page_has_a_policy_for_its_own_scripts_alone(page: Any) -> Non
         for tag in re.findall(r"<(?:script|style)\b[^>]*>", answer.text):
             assert f'nonce="{nonce[1]}"' in tag
         assert not re.search(r"""\b(src|href)=["']?(https?:)?//""", answer.text)
-        assert not re.search(r"<[^>]+\s(on\w+|style)=", re.sub(r"(?s)<(script|style)\b.*?</\1>", "", answer.text))
+        assert not re.search(
+            r"<[^>]+\s(on\w+|style)=", re.sub(r"(?s)<(script|style)\b.*?</\1>", "", answer.text)
+        )
     assert nonces[0] != nonces[1]
 
 
@@ -483,7 +489,13 @@ async def test_an_action_that_another_site_sends_is_refused(
 
 @pytest.mark.parametrize(
     "kind",
-    ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", "text/plain; application/json", None],
+    [
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "multipart/form-data",
+        "text/plain; application/json",
+        None,
+    ],
 )
 async def test_an_action_that_a_form_could_send_is_refused(
     workflows: Baton, page: Any, kind: str | None
@@ -631,7 +643,9 @@ async def test_a_token_is_good_once_and_then_there_is_another(workflows: Baton, 
 async def test_the_login_sends_nobody_to_another_site(workflows: Baton, login: Login, path: str) -> None:
     page = baton.web.app(workflows, authorize=login.authorize)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=page), base_url="http://x") as http:
-        answer = await http.get(httpx.URL("http://x").copy_with(raw_path=f"{path}?token={login.token}".encode()))
+        answer = await http.get(
+            httpx.URL("http://x").copy_with(raw_path=f"{path}?token={login.token}".encode())
+        )
     assert "location" not in answer.headers
     assert answer.status_code == 401
 
@@ -675,7 +689,9 @@ async def test_no_path_reaches_a_file(shut: Any, path: str) -> None:
     assert await _status(shut, "GET", f"/{path}", "root") == 404
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", 'a"; filename="b.html', "a\r\nSet-Cookie: a=b", "\u202egpj.exe", ""])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", 'a"; filename="b.html', "a\r\nSet-Cookie: a=b", "\u202egpj.exe", ""]
+)
 async def test_a_file_to_save_has_a_harmless_name(workflows: Baton, page: Any, name: str) -> None:
     run = await finished(workflows, echoes("ada:1", "saved"))
     async with await psycopg.AsyncConnection.connect(workflows.dsn, autocommit=True) as conn:
@@ -736,7 +752,7 @@ async def test_captured_calls_are_nowhere_on_the_page(workflows: Baton, page: An
     async with await psycopg.AsyncConnection.connect(workflows.dsn, autocommit=True) as conn:
         await conn.execute(
             "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt, request, response) "
-            "SELECT workflow_id, id, 1, '{\"prompt\": \"sk-captured\"}', '{\"text\": \"sk-captured\"}' FROM workflow_nodes"
+            'SELECT workflow_id, id, 1, \'{"prompt": "sk-captured"}\', \'{"text": "sk-captured"}\' FROM workflow_nodes'
         )
     async with visiting(page) as visitor:
         for route in routes():
@@ -850,7 +866,9 @@ async def test_authorize_is_asked_at_each_request_and_may_take_access_back(workf
         assert (await visitor.get("api/session")).status_code == 401
 
 
-@pytest.mark.parametrize("answer", [True, "ada", {"user": "ada"}, 1, object()], ids=["true", "text", "dict", "int", "object"])
+@pytest.mark.parametrize(
+    "answer", [True, "ada", {"user": "ada"}, 1, object()], ids=["true", "text", "dict", "int", "object"]
+)
 async def test_an_answer_of_authorize_that_is_no_access_lets_nobody_in(workflows: Baton, answer: Any) -> None:
     async with Visitor(baton.web.app(workflows, authorize=lambda _: answer)) as visitor:
         assert (await visitor.get("api/session")).status_code == 500
@@ -930,7 +948,7 @@ async def test_an_action_is_logged_with_who_what_and_where_from(
         assert (await visitor.act(f"api/runs/{run.id}/retry")).status_code == 200
     (line,) = [record.getMessage() for record in caplog.records if "retry by" in record.getMessage()]
     assert "\n" not in line
-    assert line.startswith(f"retry by {ascii(user)} from '127.0.0.1': run {run.id}")
+    assert line.startswith(f"retry by {user!a} from '127.0.0.1': run {run.id}")
 
 
 # --- the table -------------------------------------------------------------------------------------

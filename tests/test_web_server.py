@@ -1,4 +1,4 @@
-"""`baton ui` and `baton demo --ui` in processes of their own, and what only real sockets show: who never reads, who comes back."""
+"""`baton ui` and `baton demo --ui` in processes of their own, and what only sockets show: who never reads, who comes back."""
 
 import asyncio
 import contextlib
@@ -205,7 +205,10 @@ def test_actions_are_on_only_when_asked_for(baton_dsn: str, tmp_path: Path) -> N
 
 
 def test_a_port_that_is_taken_is_passed_over_unless_it_was_named(baton_dsn: str, tmp_path: Path) -> None:
-    with ui(tmp_path, baton_dsn, "--host", "127.0.0.1") as first, ui(tmp_path, baton_dsn, "--host", "127.0.0.1") as second:
+    with (
+        ui(tmp_path, baton_dsn, "--host", "127.0.0.1") as first,
+        ui(tmp_path, baton_dsn, "--host", "127.0.0.1") as second,
+    ):
         assert first.serving().port != second.serving().port
         done = click.testing.CliRunner().invoke(cli, ["ui", "--dsn", baton_dsn, "--port", str(first.port)])
         assert done.exit_code == 3
@@ -275,7 +278,8 @@ async def test_pages_come_back_after_a_restart(baton_dsn: str, tmp_path: Path) -
     with ui(tmp_path, baton_dsn, "--port", port) as second:
         second.serving()
         # The page asks who it is, and is told that its session is of another server.
-        old = httpx.get(f"{second.url}/api/session", headers={"Cookie": cookie})
+        address = f"{second.url}/api/session"
+        old = await asyncio.to_thread(httpx.get, address, headers={"Cookie": cookie})
         assert old.status_code == 401
         async with Stream.of(second, second.cookie(), path) as stream:
             assert len((await stream.named("change"))["boxes"]) == 1
