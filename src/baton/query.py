@@ -21,7 +21,7 @@ from baton import _codec, _store, snapshot
 from baton._declare import Ref
 from baton._states import SETTLED, RunState, StepState
 from baton.errors import InvalidOption, NoResult, QueryTimeout, ResultNotFound, RunNotFound
-from baton.snapshot import Graph, RunSummary, StepStatus
+from baton.snapshot import Graph, RunSummary, StepStatus, StreamPage
 
 type OneOrMore[T] = T | Collection[T]
 type StepOrder = Literal["position", "started_at", "duration"]
@@ -39,6 +39,8 @@ _MOST_JOBS = 10_000
 _MOST_POSITIONS = 100_000
 _MOST_COUNTED = 10_000
 _MOST_CHARACTERS = 1_000_000
+_MOST_CHUNKS = 1_000
+_STREAM_BYTES = 256 * 1024
 _MOST_NEIGHBOURS = 1_000
 # No name and no key is longer.
 _LONGEST_TEXT = 200
@@ -388,6 +390,50 @@ class Query:
         if text is None:
             raise NoResult(f"step {name!r} of run {run.id} has stored no result: it has not completed")
         return str(text)
+
+    async def read_stream(
+        self,
+        run_id: str | UUID,
+        step: str | int | Ref[Any],
+        *,
+        attempt: int | None = None,
+        after: int = -1,
+        limit: int = 500,
+        name_prefix: str = "",
+    ) -> StreamPage:
+        """Some of what one attempt of a step has streamed; `run.stream` follows it all.
+
+        Args:
+            step: Its name, its ref or its position.
+            attempt: Which attempt's; None for the newest that has streamed.
+            after: Position of the last chunk of the page before; -1 for the start.
+            limit: Chunks at most, 1 to 1,000. A page ends as well with the chunk that makes it 256 KB of JSON.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: It has no such step.
+        """
+        _check_range("limit", limit, _MOST_CHUNKS)
+        if attempt is not None:
+            _check_range("attempt", attempt, _LATEST_POSITION)
+        if after != -1:
+            _check_position(after)
+        which = _which(step)
+        async with self._reading_run(run_id, name_prefix) as (conn, run):
+            page = await snapshot.read_stream(
+                conn,
+                self._prefix,
+                UUID(run.id),
+                which,
+                attempt=attempt,
+                after=after,
+                on=False,
+                limit=limit,
+                most_bytes=_STREAM_BYTES,
+            )
+        if page is None:
+            raise _no_step(run, step)
+        return page
 
     async def read_graph(self, run_id: str | UUID, *, name_prefix: str = "") -> Graph:
         """All steps with what they wait for, their functions and their states, ready to draw.
