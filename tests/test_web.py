@@ -211,11 +211,8 @@ async def test_alone_it_takes_part_in_a_servers_lifespan(workflows: Baton) -> No
 async def test_before_its_baton_starts_and_after_it_stops_it_says_so(baton_dsn: str) -> None:
     workflows = Baton(baton_dsn)
     async with Visitor(baton.web.app(workflows, authorize=everything)) as visitor:
-        paths = (
-            "api/runs",
-            "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff",
-            "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff/events",
-        )
+        run = "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff"
+        paths = ("api/runs", run, f"{run}/events")
         for path in paths:
             assert "not started" in (await visitor.json(path, 503))["error"]
         assert (await visitor.get()).status_code == 200
@@ -314,7 +311,7 @@ async def test_a_run_is_drawn_with_a_fan_out_as_one_box(workflows: Baton, page: 
     assert (boxes["first"]["group"], boxes["first"]["total"]) == (False, 1)
     assert boxes["first"]["function"] == "tests.web.double"
     assert all(
-        0 <= box["x"] and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values()
+        box["x"] >= 0 and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values()
     )
     ends = {(edge["source"], edge["target"]) for edge in shown["layout"]["edges"]}
     assert ends == {
@@ -548,9 +545,11 @@ async def test_the_last_event_id_changes_nothing(workflows: Baton) -> None:
     run = await finished(workflows, fan())
     app = baton.web.app(workflows, authorize=everything)
     for value in ("5", "-1", "x" * 10_000):
-        async with Visitor(app, headers={"Last-Event-ID": value}) as page:
-            async with page.stream(f"api/runs/{run.id}/events") as events:
-                assert len((await events.named("change"))["boxes"]) == 3
+        async with (
+            Visitor(app, headers={"Last-Event-ID": value}) as page,
+            page.stream(f"api/runs/{run.id}/events") as events,
+        ):
+            assert len((await events.named("change"))["boxes"]) == 3
 
 
 async def test_the_list_hears_of_new_runs_and_of_their_ends(workflows: Baton, page: Visitor) -> None:

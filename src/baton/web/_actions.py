@@ -125,7 +125,7 @@ def _audit(action: str, call: Call, step: str | None, outcome: str) -> None:
         ascii(call.access.user),
         ascii(origin),
         call.run_id,
-        f" step {ascii(step)}" if step is not None else "",
+        f" step {step!a}" if step is not None else "",
         ascii(outcome),
     )
     telemetry.execute(

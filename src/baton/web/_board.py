@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton import Baton, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus
+from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus
 from baton.web import _shapes
 from baton.web._errors import Refused
 
@@ -295,10 +295,12 @@ class Board:
                     if not self._first.done():
                         self._first.set_result(None)
         except Exception as error:
-            if self._first.done():
+            if not self._first.done():
+                self._first.set_exception(error)
+            elif isinstance(error, BatonError):
                 logger.info("run %s is not followed any more: %s", self._run.id, error)
             else:
-                self._first.set_exception(error)
+                logger.exception("run %s is not followed any more", self._run.id)
         finally:
             self._end()
 

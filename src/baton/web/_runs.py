@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from baton import Baton
+from baton import Baton, BatonError
 from baton.web import _shapes
 from baton.web._board import Moves
 
@@ -101,8 +101,10 @@ class RunsBoard(Moves):
             async with self._baton.changes() as changes:
                 async for change in changes:
                     self._apply(change)
-        except Exception as error:
+        except BatonError as error:
             logger.info("runs are not followed any more: %s", error)
+        except Exception:
+            logger.exception("runs are not followed any more")
         finally:
             # What happens until somebody looks again is not seen.
             self._changes.clear()
