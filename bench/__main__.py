@@ -189,7 +189,8 @@ class Bench:
         """Forget everything, so that each measurement starts on the same tables."""
         async with self.watcher() as conn:
             await conn.execute(
-                "TRUNCATE workflows, workflow_nodes, workflow_edges, workflow_completions, oban_jobs RESTART IDENTITY"
+                "TRUNCATE workflows, workflow_nodes, workflow_edges, workflow_completions, workflow_progress, "
+                "workflow_streams, oban_jobs RESTART IDENTITY"
             )
 
 

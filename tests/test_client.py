@@ -420,15 +420,15 @@ async def test_runs_are_listed_newest_first_by_pages_and_states(worker: Baton) -
     runs = [await worker.insert(sums(f"w{n}", queue="elsewhere")) for n in range(5)]
     done = await worker.insert(sums("done"))
     await done.wait(timeout=10)
-    assert [run.name for run in await worker.list_runs()] == ["done", "w4", "w3", "w2", "w1", "w0"]
-    assert [run.name for run in await worker.list_runs(state="completed")] == ["done"]
-    first = await worker.list_runs(state=baton.RunState.EXECUTING, limit=2)
-    second = await worker.list_runs(state="executing", limit=2, before=first[-1].id)
+    assert [run.name for run in await worker.query.list_runs()] == ["done", "w4", "w3", "w2", "w1", "w0"]
+    assert [run.name for run in await worker.query.list_runs(state="completed")] == ["done"]
+    first = await worker.query.list_runs(state=baton.RunState.EXECUTING, limit=2)
+    second = await worker.query.list_runs(state="executing", limit=2, before=first[-1].id)
     assert [run.name for run in (*first, *second)] == ["w4", "w3", "w2", "w1"]
-    assert await worker.list_runs(before=runs[0].id) == []
+    assert await worker.query.list_runs(before=runs[0].id) == []
     for wrong in ({"limit": 0}, {"limit": 1001}, {"state": "unheard of"}, {"before": "nonsense"}):
         with pytest.raises(baton.BatonError):
-            await worker.list_runs(**wrong)  # type: ignore[arg-type]
+            await worker.query.list_runs(**wrong)  # type: ignore[arg-type]
 
 
 async def test_the_graph_of_a_run_is_drawn_with_its_states(worker: Baton) -> None:
@@ -690,7 +690,7 @@ async def test_before_the_start_and_after_the_end_everything_says_so(baton_dsn: 
         for use in (lambda: baton_.oban, lambda: baton_.get_run(uuid4())):
             with pytest.raises(NotStarted, match="inside `async with baton:`"):
                 use()
-        for call in (lambda: baton_.insert(sums()), lambda: baton_.list_runs()):
+        for call in (lambda: baton_.insert(sums()), lambda: baton_.query.list_runs()):
             with pytest.raises(NotStarted):
                 await call()  # type: ignore[operator]
         await baton_.stop()

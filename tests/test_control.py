@@ -387,7 +387,7 @@ async def test_retry_without_its_jobs_changes_nothing(worker: Baton, baton_dsn: 
         await run.rerun()
     summary = await run.summary()
     assert (summary.state, summary.generation) == (RunState.FAILED, 1)
-    assert len(await worker.list_runs()) == 1
+    assert len(await worker.query.list_runs()) == 1
 
 
 async def test_a_retry_whose_key_is_taken_is_refused(worker: Baton) -> None:

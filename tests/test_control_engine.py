@@ -882,6 +882,14 @@ async def rows_left(steps: Steps) -> dict[str, int]:
     return {table: count for table, count in counts.items() if count}
 
 
+# Each step has said something, and streamed two chunks.
+_REPORTS = """
+INSERT INTO workflow_progress (step_id, workflow_id, attempt, attempted_at, done, chunks)
+SELECT id, workflow_id, 1, now(), 1, 2 FROM workflow_nodes;
+INSERT INTO workflow_streams (step_id, attempt, position, workflow_id, chunk, bytes)
+SELECT id, 1, n, workflow_id, '"text"', 6 FROM workflow_nodes CROSS JOIN generate_series(0, 1) AS n"""
+
+
 async def test_a_pruned_run_leaves_no_row_in_any_table(steps: Steps) -> None:
     run = await steps.insert({"a": [], "b": ["a"]})
     (started,) = await steps.start("a")
@@ -890,6 +898,7 @@ async def test_a_pruned_run_leaves_no_row_in_any_table(steps: Steps) -> None:
     await steps.run(
         "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) SELECT workflow_id, id, 1 FROM workflow_nodes"
     )
+    await steps.run(_REPORTS)
     await steps.finish("b")
     await steps.run("DELETE FROM oban_jobs")
     deleted, stopped_at = await prune(steps)
@@ -900,6 +909,8 @@ async def test_a_pruned_run_leaves_no_row_in_any_table(steps: Steps) -> None:
         "workflow_completions": 1,
         "workflow_checkpoints": 1,
         "workflow_debug_logs": 2,
+        "workflow_progress": 2,
+        "workflow_streams": 4,
     }
     assert stopped_at is None
     assert await rows_left(steps) == {}

@@ -276,6 +276,7 @@ def _public_functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
 PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("Baton", baton.Baton),
     *_public_methods("Run", baton.Run),
+    *_public_methods("Query", baton.Query),
     *_public_methods("Workflow", baton.Workflow),
     *((f"Step.{name}", vars(baton.Step)[name]) for name in ("new", "with_options")),
     *_public_methods("results", Results),

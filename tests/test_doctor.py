@@ -435,7 +435,10 @@ def test_orphans_are_counted_by_kind(baton_dsn: str, run: str) -> None:
         VALUES (gen_random_uuid(), 1, 'completed', '{}', now());
         INSERT INTO workflow_deliveries (workflow_id, generation, consumer) VALUES (gen_random_uuid(), 1, 'c');
         INSERT INTO workflow_checkpoints (step_id, key, value, attempt) VALUES (-1, '', '{}', 1);
-        INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) VALUES (gen_random_uuid(), -1, 1)
+        INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) VALUES (gen_random_uuid(), -1, 1);
+        INSERT INTO workflow_progress (step_id, workflow_id, attempt, attempted_at) VALUES (-1, gen_random_uuid(), 1, now());
+        INSERT INTO workflow_streams (step_id, attempt, position, workflow_id, chunk, bytes)
+        VALUES (-1, 1, 0, gen_random_uuid(), '1', 1)
         """,
     )
     found = examine(baton_dsn)
@@ -448,6 +451,7 @@ def test_orphans_are_counted_by_kind(baton_dsn: str, run: str) -> None:
         "1 deliveries without a run",
         "1 stored values without a step",
         "1 debug logs without a run",
+        "2 reports without a step",
     }
 
 
@@ -699,7 +703,7 @@ def test_rights(baton_dsn: str, run: str) -> None:
             "--prefix another_schema",
         ),
         (
-            "DELETE FROM workflow_migrations WHERE version = 2",
+            "DELETE FROM workflow_migrations WHERE version > 1",
             "error",
             "is at version 1, and this Baton needs",
         ),

@@ -1067,15 +1067,15 @@ async def test_what_settles_is_notified_to_topics_with_a_live_lease_alone(
     lease = (
         "INSERT INTO workflow_subscribers VALUES (%s, gen_random_uuid(), now() + %s * interval '1 second')"
     )
-    await steps.run(lease, f"workflow:{quiet}", -1)
-    await steps.run(lease, f"workflow:{watched}", 60)
+    await steps.run(lease, f"settled:{quiet}", -1)
+    await steps.run(lease, f"settled:{watched}", 60)
     await steps.run(lease, f"finished:{awaited}", 60)
     await steps.finish("q", "w", "f")
-    assert await heard(listener) == [("public.oban_workflow", {"id": str(watched)})]
+    settled = ("public.oban_workflow", {"id": str(watched), "fact": "settled"})
+    assert await heard(listener) == [settled]
     await steps.finish("q2", "w2", "f2")
-    assert sorted(str(payload["id"]) for _, payload in await heard(listener)) == sorted(
-        [str(watched), str(awaited)]
-    )
+    finished = ("public.oban_workflow", {"id": str(awaited), "fact": "finished"})
+    assert sorted(await heard(listener), key=str) == sorted([settled, finished], key=str)
 
 
 # --- store -------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ TABLES = (
     "workflow_completions",
     "workflow_checkpoints",
     "workflow_debug_logs",
+    "workflow_progress",
+    "workflow_streams",
 )
 WHOLE = "\nUNION ALL\n".join(
     f"SELECT found.id::text FROM ({INVARIANTS[name].partition('UNION ALL SELECT job.id')[0]}) AS found (id)"
@@ -160,6 +162,8 @@ async def test_a_finished_run_goes_whole_once_its_jobs_are_gone(
         "workflow_completions": 1,
         "workflow_checkpoints": 0,
         "workflow_debug_logs": 0,
+        "workflow_progress": 0,
+        "workflow_streams": 0,
     }
     _, meta = told[-1]
     assert (meta["pruned"], meta["deleted"]["workflow_nodes"]) == (1, 3)

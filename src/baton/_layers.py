@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 type Rows = list[list[int]]
 
@@ -18,6 +19,7 @@ _SWAPS = 8
 _PATIENCE = 4
 # How firmly a node holds its place when its row is crowded: a long line stays straight before a box is centred.
 _FIRM, _LOOSE, _ADRIFT = 4.0, 1.0, 0.01
+_NEARLY_LEVEL = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,79 @@ def place(graph: Layered, rows: Rows, distance: Callable[[int, int], float]) -> 
             _settle(graph, row, steps, heights, both)
         for row, steps in reversed(order):
             _settle(graph, row, steps, heights, both)
+    room = _Room(rows, offsets, heights)
+    _straighten(graph, room, heights)
+    _level(graph, room, rows, heights)
     return heights
+
+
+class _Room:
+    """How far each node may move while the others stay."""
+
+    def __init__(self, rows: Rows, offsets: Sequence[Sequence[float]], heights: list[float]) -> None:
+        self._heights = heights
+        self._above = [(-1, 0.0)] * len(heights)
+        self._below = [(-1, 0.0)] * len(heights)
+        for row, steps in zip(rows, offsets, strict=True):
+            for (v, upper), (w, lower) in pairwise(zip(row, steps, strict=True)):
+                self._below[v] = (w, lower - upper)
+                self._above[w] = (v, lower - upper)
+
+    def of(self, v: int) -> tuple[float, float]:
+        (above, up), (below, down) = self._above[v], self._below[v]
+        here = self._heights[v]
+        # Where it stands there is room, whatever the last digit of a sum says.
+        return (
+            -inf if above < 0 else min(self._heights[above] + up, here),
+            inf if below < 0 else max(self._heights[below] - down, here),
+        )
+
+
+def _straighten(graph: Layered, room: _Room, heights: list[float]) -> None:
+    """Bring the places of long lines to one height, as many in a row as have room for it."""
+    for start in range(graph.passing, len(heights)):
+        if any(v >= graph.passing for v in graph.before[start]):
+            continue
+        line = [start]
+        while following := [w for w in graph.after[line[-1]] if w >= graph.passing]:
+            line.append(following[0])
+        while line:
+            line = line[_straighten_some(graph, room, line, heights) :]
+
+
+def _straighten_some(graph: Layered, room: _Room, line: Sequence[int], heights: list[float]) -> int:
+    """Level the beginning of a line, and say of how many places."""
+    lowest, highest, count = -inf, inf, 0
+    for v in line:
+        low, high = room.of(v)
+        if max(low, lowest) > min(high, highest):
+            break
+        lowest, highest, count = max(low, lowest), min(high, highest), count + 1
+    ends = [*graph.before[line[0]], *graph.after[line[count - 1]]]
+    wanted = [heights[v] for v in ends if lowest <= heights[v] <= highest]
+    height = (
+        wanted[0] if wanted else min(max(_median_height([heights[v] for v in line[:count]]), lowest), highest)
+    )
+    for v in line[:count]:
+        heights[v] = height
+    return count
+
+
+def _level(graph: Layered, room: _Room, rows: Rows, heights: list[float]) -> None:
+    """Move boxes a little where that makes a line level that is nearly so."""
+    for row in rows:
+        for v in row:
+            if v >= graph.passing:
+                continue
+            around = [heights[w] for w in (*graph.before[v], *graph.after[v])]
+            low, high = room.of(v)
+            near = [
+                height
+                for height in around
+                if abs(height - heights[v]) <= _NEARLY_LEVEL and low <= height <= high
+            ]
+            if near:
+                heights[v] = max([heights[v], *near], key=around.count)
 
 
 def _offsets(row: Sequence[int], distance: Callable[[int, int], float]) -> list[float]:

@@ -103,7 +103,8 @@ class Maintenance:
         while room > 0:
             done = await self._engine.prune(room, self._job_max_age, after)
             deleted.update(done.deleted)
-            room -= max(done.deleted.get("workflow_nodes", 0), done.deleted.get("workflows", 0))
+            steps = max(done.deleted.get("workflow_nodes", 0), done.deleted.get("workflows", 0))
+            room -= steps + done.deleted.get("workflow_streams", 0)
             if done.stopped_at in (None, after):
                 break
             after = done.stopped_at

@@ -1,7 +1,8 @@
 """Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
 
 A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the
-bare one, `/* functions */` for the names of our functions.
+bare one, `/* functions */` for the names of our functions, `/* steps */` for what is read of a step in several statements,
+`/* state of step */` for the state, as users see it, of the row of `workflow_nodes` that is called `step`.
 """
 
 import re
@@ -21,6 +22,14 @@ _PINNED = (
     "SET plan_cache_mode = force_generic_plan SET jit = off "
     "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
 )
+# A settled or held step's state is its own, and a released one's is its job's, which is looked up for those alone. Its job is
+# suspended while its run is paused, or for a moment.
+_STATE = r"""CASE WHEN \1.state <> 'released' THEN \1.state ELSE coalesce((
+  SELECT CASE WHEN job.state <> 'suspended' THEN job.state::text
+              WHEN job.scheduled_at > timezone('UTC', now()) THEN 'scheduled' ELSE 'available' END
+  FROM /* schema */oban_jobs AS job WHERE job.id = \1.job_id
+), 'cancelled') END"""
+_STATE_OF = re.compile(r"/\* state of (\w+) \*/")
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")
 
 
@@ -54,10 +63,16 @@ def statement(text: str, prefix: str) -> bytes:
 
 def render(text: str, prefix: str) -> str:
     """Put a validated schema name and the pinned settings into a statement."""
+    text = _STATE_OF.sub(_STATE, text.replace("/* steps */", _steps()))
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
     if "/* functions */" in text:
         text = text.replace("/* functions */", ", ".join(f"'baton_{name}'" for name, _ in functions()))
     return text.replace("/* pinned */", _PINNED)
+
+
+@cache
+def _steps() -> str:
+    return files("baton").joinpath("sql", "parts", "steps.sql").read_text(encoding="utf-8").rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +94,19 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
-@cache
 def functions() -> tuple[tuple[str, str], ...]:
     """Name and text of every database function, in the order to create them."""
-    folder = files("baton").joinpath("sql", "functions")
+    return _folder("functions")
+
+
+def views() -> tuple[tuple[str, str], ...]:
+    """Name and text of every view."""
+    return _folder("views")
+
+
+@cache
+def _folder(name: str) -> tuple[tuple[str, str], ...]:
+    folder = files("baton").joinpath("sql", name)
     return tuple(
         (entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8"))
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)

@@ -1,11 +1,12 @@
 """Waits for facts about runs: pushed by notification, with a poll behind it, so a lost notification costs only delay.
 
-A waiter makes sure of a lease on its topic, so that the engine knows somebody listens, then looks, then sleeps until notified.
+Whoever listens makes sure of a lease on its topic, so that the engine knows somebody does, then looks, then sleeps until
+notified. A topic is `finished:<run>`, `settled:<run>`, `workflow:<run>` or `workflow:all`.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,17 +23,20 @@ _LEASE = 60.0
 # Of many that wait for one run, together at most so many look a second, however often it moves.
 _LOOKS_PER_SECOND = 500
 
+type Listener = Callable[[Mapping[str, Any] | None], None]
+"""Called with a notification's payload, which anybody may have sent, or with None: anything may have been missed."""
+
 
 @dataclass(slots=True)
 class _Topic:
-    """Those who wait for one kind of fact about one run, and their common lease."""
+    """Those who listen to one topic, and their common lease."""
 
-    events: set[asyncio.Event] = field(default_factory=set)
+    listeners: set[Listener] = field(default_factory=set)
     renew_at: float = 0.0
 
 
 class Waiters:
-    """Whoever waits in this process, on Oban's one LISTEN connection."""
+    """Whoever waits or follows in this process, on Oban's one LISTEN connection."""
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class Waiters:
     ) -> None:
         self._connection = connection
         self._prefix = prefix
-        self._poll_interval = poll_interval
+        self.poll_interval = poll_interval
         self._subscriber = uuid4()
         self._topics: dict[str, _Topic] = {}
         self._token: str | None = None
@@ -65,23 +69,62 @@ class Waiters:
             await asyncio.wait(self._leaving.values())
 
     def _on_notification(self, _channel: str, payload: dict[str, Any]) -> None:
-        for kind in ("workflow", "finished"):
-            topic = self._topics.get(f"{kind}:{payload.get('id')}")
-            for event in topic.events if topic else ():
-                event.set()
+        run_id = payload.get("id")
+        told = (
+            [f"{payload['fact']}:{run_id}"] if "fact" in payload else [f"workflow:{run_id}", "workflow:all"]
+        )
+        for name in told:
+            if (topic := self._topics.get(name)) is not None:
+                for listener in list(topic.listeners):
+                    listener(payload)
 
     def wake(self) -> None:
         """Let everybody look: notifications may have been missed."""
         for topic in self._topics.values():
-            for event in topic.events:
-                event.set()
+            for listener in list(topic.listeners):
+                listener(None)
+
+    async def join(self, name: str, listener: Listener) -> None:
+        """Have a listener called on a topic from now on. What the engine does is told once there is a lease: see `renew`."""
+        while name in self._leaving:
+            # It would take the new lease along.
+            await asyncio.shield(self._leaving[name])
+        self._topics.setdefault(name, _Topic()).listeners.add(listener)
+
+    async def renew(self, name: str) -> None:
+        """Take the topic's lease, or extend it when half of it is over.
+
+        Raises:
+            OperationalError: The database is away. The next call tries again.
+        """
+        topic = self._topics[name]
+        clock = asyncio.get_running_loop().time
+        if clock() >= topic.renew_at:
+            topic.renew_at = clock() + _LEASE / 2
+            try:
+                await self._subscribe(name)
+            except BaseException:
+                topic.renew_at = 0.0
+                raise
+
+    def leave(self, name: str, listener: Listener) -> None:
+        """Call a listener no more. The last one's lease is given up, without anybody waiting for that."""
+        topic = self._topics[name]
+        topic.listeners.discard(listener)
+        if not topic.listeners:
+            del self._topics[name]
+            self._leaving[name] = asyncio.create_task(self._unsubscribe(name))
+            self._leaving[name].add_done_callback(lambda _: self._leaving.pop(name, None))
 
     async def until[T](
-        self, run_id: UUID, kind: str, look: Callable[[], Awaitable[T | None]], timeout: float | None
+        self, run_id: UUID, fact: str, look: Callable[[], Awaitable[T | None]], timeout: float | None
     ) -> T:
-        """Call `look` now, at each notification on the run and at each poll, until it finds something.
+        """Call `look` now, at each notification of the fact and at each poll, until it finds something.
 
         A connection that is lost meanwhile is a reason to look again, not to stop waiting.
+
+        Args:
+            fact: `finished`: the run has. `settled`: a step of it has.
 
         Raises:
             TimeoutError: It found nothing for `timeout` seconds.
@@ -90,43 +133,37 @@ class Waiters:
             found = await look()
             if found is not None:
                 return found
-            name = f"{kind}:{run_id}"
-            if name in self._leaving:
-                # It would take the new lease along.
-                await asyncio.shield(self._leaving[name])
-            topic = self._topics.setdefault(name, _Topic())
+            name = f"{fact}:{run_id}"
             event = asyncio.Event()
-            topic.events.add(event)
+
+            def listener(_: object) -> None:
+                event.set()
+
+            await self.join(name, listener)
             try:
                 while True:
                     event.clear()
-                    found = await self._look(topic, name, look)
+                    found = await self._look(name, look)
                     if found is not None:
                         return found
                     try:
-                        async with asyncio.timeout(self._poll_interval):
+                        async with asyncio.timeout(self.poll_interval):
                             await event.wait()
                     except TimeoutError:
                         pass
-                    if len(topic.events) > 1:
-                        await asyncio.sleep(len(topic.events) / _LOOKS_PER_SECOND)
+                    waiting = len(self._topics[name].listeners)
+                    if waiting > 1:
+                        await asyncio.sleep(waiting / _LOOKS_PER_SECOND)
             finally:
-                topic.events.discard(event)
-                if not topic.events:
-                    self._topics.pop(name, None)
-                    # Whoever waited has what they waited for, and need not wait for this.
-                    self._leaving[name] = asyncio.create_task(self._unsubscribe(name))
-                    self._leaving[name].add_done_callback(lambda _: self._leaving.pop(name, None))
+                # Whoever waited has what they waited for, and need not wait for this.
+                self.leave(name, listener)
 
-    async def _look[T](self, topic: _Topic, name: str, look: Callable[[], Awaitable[T | None]]) -> T | None:
+    async def _look[T](self, name: str, look: Callable[[], Awaitable[T | None]]) -> T | None:
         try:
-            clock = asyncio.get_running_loop().time
-            if clock() >= topic.renew_at:
-                topic.renew_at = clock() + _LEASE / 2
-                await self._subscribe(name)
+            await self.renew(name)
             return await look()
         except OperationalError as error:
-            topic.renew_at = 0.0
+            self._topics[name].renew_at = 0.0
             logger.warning("could not look at %s (%s); trying again", name, " ".join(str(error).split()))
             return None
 

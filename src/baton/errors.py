@@ -26,6 +26,7 @@ BatonError
 │   ├── WorkflowTimeout      not settled in time                      (TimeoutError)
 │   ├── StepTimeout          an attempt ran longer than its timeout   (TimeoutError)
 │   ├── StepCrashed          an attempt raised what is no Exception
+│   ├── StreamTooLarge       streamed over the limit                  (ValueError)
 │   └── ResultError          reading or storing a result
 │       ├── NoWorkflow       the job is an ordinary Oban job          (LookupError)
 │       ├── NotADependency   results are read from dependencies only  (LookupError)
@@ -38,7 +39,8 @@ BatonError
     ├── RunNotFound          no such run                              (LookupError)
     ├── KeyConflict          the key's live run has another graph     (ValueError)
     ├── JobsGone             steps cannot run again: jobs were pruned (LookupError)
-    └── RunEnding            not while the run is being cancelled
+    ├── RunEnding            not while the run is being cancelled
+    └── QueryTimeout         a read took too long, and was given up   (TimeoutError)
 """
 
 from collections.abc import Sequence
@@ -175,6 +177,10 @@ class StepCrashed(StepError):
     """An attempt raised something that is no Exception: SystemExit, CancelledError and the like."""
 
 
+class StreamTooLarge(StepError, ValueError):
+    """A chunk is over a megabyte, or the attempt's chunks are over the limit set with `Baton(stream_limit=)`."""
+
+
 class ResultError(StepError):
     """A result could not be read or stored."""
 
@@ -249,3 +255,7 @@ class JobsGone(StorageError, LookupError):
 
 class RunEnding(StorageError):
     """Steps of the run still run, though it was cancelled or on what failed; it can be retried when they have ended."""
+
+
+class QueryTimeout(StorageError, TimeoutError):
+    """A read of `baton.query` took longer than two seconds, and the database gave it up. Ask for less."""

@@ -41,6 +41,8 @@ _TABLES = (
     "workflow_consumers",
     "workflow_deliveries",
     "workflow_debug_logs",
+    "workflow_progress",
+    "workflow_streams",
     "oban_jobs",
 )
 

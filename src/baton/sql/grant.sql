@@ -14,7 +14,8 @@ $$;
 GRANT USAGE ON SCHEMA "/* prefix */" TO /* role */;
 GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges, /* schema */workflow_completions,
   /* schema */workflow_checkpoints, /* schema */workflow_repairs, /* schema */workflow_subscribers, /* schema */workflow_consumers,
-  /* schema */workflow_deliveries, /* schema */workflow_debug_logs TO /* role */;
-GRANT SELECT ON /* schema */workflow_migrations TO /* role */;
+  /* schema */workflow_deliveries, /* schema */workflow_debug_logs, /* schema */workflow_progress,
+  /* schema */workflow_streams TO /* role */;
+GRANT SELECT ON /* schema */workflow_migrations, /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges TO /* role */;
 GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */oban_jobs, /* schema */oban_leaders, /* schema */oban_producers TO /* role */;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA "/* prefix */" TO /* role */;

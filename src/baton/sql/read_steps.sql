@@ -1,26 +1,5 @@
 -- read_steps: the steps of one workflow in the order they were added, without results. Params: id; names text[], null for all.
--- A settled step's facts are its own; a live one's are its job's.
 SELECT
-  step.name,
-  step.deps,
-  step.job_id,
-  -- A released step's job is suspended while its run is paused, or for a moment.
-  CASE WHEN step.state <> 'released' THEN step.state
-       WHEN job.state = 'suspended' THEN CASE WHEN job.scheduled_at > timezone('UTC', now()) THEN 'scheduled' ELSE 'available' END
-       ELSE coalesce(job.state::text, 'cancelled') END AS state,
-  step.function,
-  coalesce(job.queue, '') AS queue,
-  coalesce(step.attempt, job.attempt, 0) AS attempt,
-  coalesce(job.max_attempts, 0) AS max_attempts,
-  step.waiting_on,
-  step.result IS NOT NULL AS has_result,
-  CASE WHEN step.settled_at IS NULL THEN job.errors -> -1 ->> 'error' ELSE step.error END AS error,
-  job.scheduled_at AT TIME ZONE 'UTC' AS scheduled_at,
-  coalesce(step.started_at, job.attempted_at AT TIME ZONE 'UTC') AS started_at,
-  step.settled_at,
-  step.runs_on,
-  step.cancel_requested_at
-FROM /* schema */workflow_nodes AS step
-LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
+/* steps */
 WHERE step.workflow_id = %(id)s AND (%(names)s::text[] IS NULL OR step.name = ANY(%(names)s::text[]))
 ORDER BY step.position

@@ -29,5 +29,11 @@ SELECT what, count FROM (
   SELECT 'debug logs without a run', (SELECT count(*) FROM (
     SELECT FROM /* schema */workflow_debug_logs AS log
     WHERE NOT EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = log.workflow_id) LIMIT 1000) AS lost)
+  UNION ALL
+  SELECT 'reports without a step', (SELECT count(*) FROM (
+    SELECT FROM (
+      SELECT step_id FROM /* schema */workflow_progress UNION ALL SELECT step_id FROM /* schema */workflow_streams
+    ) AS report
+    WHERE NOT EXISTS (SELECT FROM /* schema */workflow_nodes AS step WHERE step.id = report.step_id) LIMIT 1000) AS lost)
 ) AS orphans
 WHERE count > 0

@@ -53,6 +53,8 @@ BEGIN
         WHERE step.workflow_id = p_workflow AND step.state = 'released'));
     END IF;
     PERFORM /* schema */baton_wake(queues, '{}', NULL);
+    PERFORM /* schema */baton_announce(asked);
+    PERFORM /* schema */baton_announce_runs(ARRAY[p_workflow], false);
   END IF;
 
   IF p_steps IS NULL THEN

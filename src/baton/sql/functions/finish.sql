@@ -1,6 +1,6 @@
 -- finish: count settled steps off their workflows; a workflow left with none is finished, with one completion row.
--- p_ids: steps that settled in this transaction, their workflows locked. Subscribers with a live lease are notified of ids
--- alone: on 'workflow:<id>' of every settle, on 'finished:<id>' of the end.
+-- p_ids: steps that settled in this transaction, their workflows locked. Those with a live lease are notified of ids alone: on
+-- 'settled:<id>' of every settle, on 'finished:<id>' of the end; followers also of the steps, and of those that wait for fewer now.
 CREATE OR REPLACE FUNCTION /* schema */baton_finish(p_ids bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   touched uuid[];
@@ -44,15 +44,19 @@ BEGIN
   END IF;
 
   IF EXISTS (SELECT FROM /* schema */workflow_subscribers) THEN
-    PERFORM pg_notify('/* prefix */.oban_workflow', json_build_object('id', topic.workflow_id)::text)
+    PERFORM pg_notify('/* prefix */.oban_workflow', json_build_object('id', fact.workflow_id, 'fact', fact.name)::text)
     FROM (
-      SELECT id AS workflow_id, 'workflow:' || id AS name FROM unnest(touched) AS id
-      UNION SELECT id, 'finished:' || id FROM unnest(finished) AS id
-    ) AS topic
+      SELECT id AS workflow_id, 'settled' AS name FROM unnest(touched) AS id
+      UNION ALL SELECT id, 'finished' FROM unnest(finished) AS id
+    ) AS fact
     WHERE EXISTS (
       SELECT FROM /* schema */workflow_subscribers AS subscriber
-      WHERE subscriber.topic = topic.name AND subscriber.expires_at > clock_timestamp()
+      WHERE subscriber.topic = fact.name || ':' || fact.workflow_id AND subscriber.expires_at > clock_timestamp()
     );
+    IF EXISTS (SELECT FROM /* schema */workflow_subscribers AS subscriber WHERE subscriber.topic >= 'w') THEN
+      PERFORM /* schema */baton_announce(p_ids || ARRAY(
+        SELECT edge.dependent_id FROM /* schema */workflow_edges AS edge WHERE edge.dependency_id = ANY(p_ids)));
+    END IF;
   END IF;
 END
 $$;

@@ -97,6 +97,10 @@ BEGIN
   WHERE fresh[p_sworkflow[edge.dependent]];
 
   PERFORM /* schema */baton_wake(queues, p_local, p_origin);
+  IF EXISTS (SELECT FROM /* schema */workflow_subscribers AS subscriber WHERE subscriber.topic = 'workflow:all') THEN
+    PERFORM /* schema */baton_announce_runs(
+      ARRAY(SELECT given.id FROM unnest(ids, fresh) AS given (id, fresh) WHERE given.fresh), false);
+  END IF;
   RETURN QUERY SELECT * FROM unnest(ids, fresh);
 END
 $$;

@@ -3,6 +3,7 @@
 -- both end after one index look-up per row. Recursion is bounded by the same comparison, never by depth: a cancel that comes
 -- from a user's own trigger arrives here at depth 2 and counts like any other. A held step's job waits on, and so does that of a
 -- paused run; that of a step which is doomed, or was cancelled while it ran, does not run again.
+-- Every change passes here, so those who follow a run are told here, before anything else may end this.
 CREATE OR REPLACE FUNCTION /* schema */baton_on_jobs_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp /* pinned */ AS $$
 DECLARE
@@ -11,6 +12,21 @@ DECLARE
   put_back bigint[];
   dead bigint[];
 BEGIN
+  IF EXISTS (
+    SELECT FROM /* schema */workflow_subscribers AS subscriber
+    WHERE subscriber.topic >= 'w' AND subscriber.expires_at > clock_timestamp()
+  ) THEN
+    BEGIN
+      PERFORM /* schema */baton_announce(ARRAY(
+        SELECT step.id FROM changed AS job JOIN /* schema */workflow_nodes AS step ON step.job_id = job.id));
+    EXCEPTION WHEN OTHERS THEN
+      -- As in follow. Whoever is not told looks by itself.
+      IF left(SQLSTATE, 2) IN ('40', '53', '55', '57') THEN
+        RAISE;
+      END IF;
+    END;
+  END IF;
+
   SELECT array_agg(step.id) FILTER (WHERE step.state IN ('held', 'released')),
          array_agg(job.state::text) FILTER (WHERE step.state IN ('held', 'released')),
          array_agg(job.id) FILTER (WHERE job.state NOT IN ('completed', 'cancelled', 'discarded')

@@ -15,6 +15,7 @@ BEGIN
     WHERE job.id IN (SELECT step.job_id FROM /* schema */workflow_nodes AS step
                      WHERE step.workflow_id = p_workflow AND step.state = 'released')
       AND job.state::text IN ('available', 'scheduled', 'retryable');
+    PERFORM /* schema */baton_announce_runs(ARRAY[p_workflow], false);
   END IF;
   RETURN coalesce(ended, 'executing');
 END

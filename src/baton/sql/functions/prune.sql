@@ -1,5 +1,5 @@
 -- prune: delete finished runs whose jobs are all gone, whole, with everything that is kept of them, the oldest first.
--- p_limit: steps deleted at most, but at least one run. p_age: seconds since they finished, so that runs whose jobs are certainly
+-- p_limit: steps and chunks deleted at most, but at least one run. p_age: seconds since they finished, so that runs whose jobs are certainly
 -- there are not looked at. p_after: where the last call stopped; it goes on from there, so that a run which keeps its jobs does not
 -- bar the way. A run whose end is still to be delivered stays. Returns rows deleted by table, and where it stopped, null at the end.
 CREATE OR REPLACE FUNCTION /* schema */baton_prune(
@@ -20,9 +20,12 @@ BEGIN
     ORDER BY workflow.finished_at LIMIT greatest(p_limit, 1000) FOR UPDATE SKIP LOCKED
   ) AS old;
   SELECT array_agg(dead.id) INTO ids FROM (
-    SELECT workflow.id, sum(greatest(workflow.steps, 1)) OVER (ORDER BY workflow.finished_at, workflow.id)
-                        - greatest(workflow.steps, 1) AS before
+    SELECT workflow.id, sum(weight.rows) OVER (ORDER BY workflow.finished_at, workflow.id) - weight.rows AS before
     FROM /* schema */workflows AS workflow
+    CROSS JOIN LATERAL (
+      SELECT greatest(workflow.steps, 1) + coalesce(sum(progress.chunks), 0) AS rows
+      FROM /* schema */workflow_progress AS progress WHERE progress.workflow_id = workflow.id
+    ) AS weight
     WHERE workflow.id = ANY(seen)
       AND NOT EXISTS (SELECT FROM /* schema */workflow_nodes AS step JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
                       WHERE step.workflow_id = workflow.id)
@@ -44,6 +47,12 @@ BEGIN
   DELETE FROM /* schema */workflow_debug_logs AS log USING unnest(ids) AS dead (id) WHERE log.workflow_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
   deleted := deleted || jsonb_build_object('workflow_debug_logs', count);
+  DELETE FROM /* schema */workflow_streams AS stream USING unnest(steps) AS dead (id) WHERE stream.step_id = dead.id;
+  GET DIAGNOSTICS count = ROW_COUNT;
+  deleted := deleted || jsonb_build_object('workflow_streams', count);
+  DELETE FROM /* schema */workflow_progress AS progress USING unnest(steps) AS dead (id) WHERE progress.step_id = dead.id;
+  GET DIAGNOSTICS count = ROW_COUNT;
+  deleted := deleted || jsonb_build_object('workflow_progress', count);
   DELETE FROM /* schema */workflow_completions AS completion USING unnest(ids) AS dead (id) WHERE completion.workflow_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
   deleted := deleted || jsonb_build_object('workflow_completions', count);

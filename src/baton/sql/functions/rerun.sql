@@ -96,6 +96,7 @@ BEGIN
     RAISE EXCEPTION 'jobs of workflow % are gone', p_workflow USING ERRCODE = 'BT002', DETAIL = array_to_string(gone, ' ');
   END IF;
   PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_id), '{}', NULL);
+  PERFORM /* schema */baton_announce_runs(ARRAY[p_id], true);
   RETURN true;
 END
 $$;

@@ -13,6 +13,7 @@ BEGIN
     PERFORM /* schema */baton_wake(/* schema */baton_release_jobs(ARRAY(
       SELECT step.job_id FROM /* schema */workflow_nodes AS step
       WHERE step.workflow_id = p_workflow AND step.state = 'released')), '{}', NULL);
+    PERFORM /* schema */baton_announce_runs(ARRAY[p_workflow], false);
   END IF;
   RETURN coalesce(run.outcome, 'executing');
 END

@@ -48,6 +48,9 @@ BEGIN
   DELETE FROM /* schema */workflow_checkpoints AS checkpoint WHERE checkpoint.step_id IN (
     SELECT edge.dependent_id FROM unnest(cone) AS revived (id)
     JOIN /* schema */workflow_edges AS edge ON edge.dependency_id = revived.id);
+  -- Attempts are counted anew, so the new ones would go on in the streams of the old.
+  DELETE FROM /* schema */workflow_streams AS stream USING unnest(cone) AS revived (id) WHERE stream.step_id = revived.id;
+  DELETE FROM /* schema */workflow_progress AS progress USING unnest(cone) AS revived (id) WHERE progress.step_id = revived.id;
   DELETE FROM /* schema */workflow_deliveries AS delivery
   WHERE delivery.workflow_id = p_workflow AND delivery.step_id IN (SELECT unnest(cone));
 
@@ -86,6 +89,7 @@ BEGIN
   )
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM revived;
   PERFORM /* schema */baton_wake(queues || /* schema */baton_skip(p_workflow), '{}', NULL);
+  PERFORM /* schema */baton_announce_runs(ARRAY[p_workflow], true);
   RETURN names;
 END
 $$;
