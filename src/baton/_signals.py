@@ -4,7 +4,8 @@ Where nobody listens, each of these costs a look-up in a dict.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -13,16 +14,16 @@ from typing import Any, Self
 from oban import telemetry as oban_telemetry
 from oban._executor import AckAction
 from oban.job import Job
-from oban.telemetry.core import _handlers
 
 from baton import _step, telemetry
 from baton._codec import clean_text
+from baton.workflow import Workflow
 
 logger = logging.getLogger("baton.telemetry")
 
-# What a step's events say of an error, and how long a span's own key in a job's meta is called.
 _LONGEST_ERROR = 300
-SPAN = "span"
+# Under which a job's meta has what its last attempt left for a tracer; see `spans.sql`.
+_SPAN = "span"
 # Oban's state of the job after an attempt, and what that attempt came to. A job that was given back came to nothing.
 _STATES = {
     "completed": "completed",
@@ -33,14 +34,9 @@ _STATES = {
 }
 
 
-def is_heard(event: str) -> bool:
-    """Whether anybody would be told."""
-    return bool(_handlers.get(event))
-
-
 def began(job: Job, attempt: _step.Attempt) -> None:
     """An attempt begins; its claim is committed."""
-    if is_heard(telemetry.STEP_EXECUTING):
+    if telemetry.is_heard(telemetry.STEP_EXECUTING):
         meta = _described(job, attempt, "executing", error=None, at=job.attempted_at)
         oban_telemetry.execute(telemetry.STEP_EXECUTING, meta)
 
@@ -58,7 +54,7 @@ def ended(action: AckAction, stopped: Mapping[str, str | None]) -> None:
     if str(action.id) in stopped:
         state, error = "cancelled", stopped[str(action.id)]
     event = f"baton.step.{state}"
-    if state is not None and is_heard(event):
+    if state is not None and telemetry.is_heard(event):
         meta = _described(action.job, attempt, state, error=error, at=datetime.now(UTC))
         if attempt.duration is not None:
             meta["duration"] = attempt.duration
@@ -101,19 +97,14 @@ def last_line(text: str) -> str:
 
 def finished(runs: Iterable[Mapping[str, Any]]) -> None:
     """These runs were finished by a statement of ours, which is committed."""
-    if is_heard(telemetry.WORKFLOW_FINISHED):
+    if telemetry.is_heard(telemetry.WORKFLOW_FINISHED):
         for run in runs:
             at = datetime.fromisoformat(run["timestamp"]).astimezone(UTC)
             oban_telemetry.execute(telemetry.WORKFLOW_FINISHED, {**run, "timestamp": at})
 
 
-def failed(meta: Mapping[str, Any]) -> None:
-    """A run has failed; told by the sweep."""
-    oban_telemetry.execute(telemetry.WORKFLOW_FAILED, dict(meta))
-
-
 class Traced:
-    """The tracer's part in one attempt, none without a tracer: `with Traced(job) as traced: ... traced.end(...)`."""
+    """The tracer's part in one attempt: `with Traced(job) as traced: ...`. Without a tracer, none."""
 
     __slots__ = ("_error", "_span", "_state")
 
@@ -121,34 +112,77 @@ class Traced:
         self._span: telemetry.TracedStep | None = None
         self._state = "available"
         self._error: BaseException | None = None
-        tracer, attempt = telemetry.tracer(), _step.attempt_of(job)
+        tracer, attempt = telemetry.current_tracer(), _step.attempt_of(job)
         if tracer is not None and attempt is not None:
-            try:
-                self._span = tracer.begin(_attempt(job, attempt))
-            except Exception:
-                logger.exception("the tracer failed to begin; step %r runs without", attempt.name)
+            with _harmless():
+                self._span = tracer.begin_step(_described_to_tracer(job, attempt))
 
     def __enter__(self) -> Self:
         return self
 
     def came_to(self, action: AckAction, error: BaseException | None) -> AckAction:
         """The attempt's outcome, with what the tracer has it carry."""
-        if self._span is None:
-            return action
         self._state, self._error = _STATES.get(action.state, action.state), error
-        return replace(action, meta={**(action.meta or {}), SPAN: self._span.carried})
+        if self._span is not None:
+            with _harmless():
+                if carried := self._span.carried:
+                    return replace(action, meta={**(action.meta or {}), _SPAN: carried})
+        return action
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._span is not None:
-            try:
+            with _harmless():
                 self._span.end(self._state, self._error)
-            except Exception:
-                logger.exception("the tracer failed to end an attempt")
 
 
-def _attempt(job: Job, attempt: _step.Attempt) -> telemetry.StepAttempt:
+class TracedInsert:
+    """The tracer's part in an insert: `with TracedInsert(workflows) as traced: ...`. Without a tracer, none."""
+
+    __slots__ = ("_runs", "_span", "carried")
+
+    def __init__(self, workflows: Sequence[Workflow]) -> None:
+        self.carried: Mapping[str, str] = {}
+        self._span: telemetry.TracedInsert | None = None
+        self._runs: list[str] = []
+        tracer = telemetry.current_tracer()
+        if tracer is not None:
+            with _harmless():
+                self._span = tracer.begin_insert(
+                    [workflow.name for workflow in workflows],
+                    steps=sum(len(workflow.steps) for workflow in workflows),
+                    queues=sorted(
+                        {step.queue for flow in workflows for step in flow.steps.values() if not step.deps}
+                    ),
+                )
+                self.carried = dict(self._span.carried)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def inserted(self, run_ids: Iterable[object]) -> None:
+        """These are the runs."""
+        self._runs = [str(run_id) for run_id in run_ids]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._span is not None:
+            with _harmless():
+                self._span.end(self._runs, error)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """A tracer that raises is logged. What it traces goes on."""
+    try:
+        yield
+    except Exception:
+        logger.exception("the tracer failed; what it traces goes on")
+
+
+def _described_to_tracer(job: Job, attempt: _step.Attempt) -> telemetry.StepAttempt:
     return telemetry.StepAttempt(
         workflow_id=attempt.workflow_id,
         workflow_label=attempt.label,

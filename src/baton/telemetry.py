@@ -13,11 +13,11 @@ process whose statement caused it, and goes unsaid if that process dies between 
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from oban import telemetry
+from oban.telemetry.core import _handlers
 
 from baton.errors import InvalidOption
 
@@ -51,6 +51,9 @@ EVENTS: Final = (
     SWEEP_STOP,
     SWEEP_EXCEPTION,
 )
+
+FAILED_STEPS: Final = 100
+"""So many names of failed steps an event has at most."""
 
 logger = logging.getLogger("baton.telemetry")
 
@@ -86,6 +89,16 @@ def attach_default_logger(level: str | int = "INFO") -> None:
 def detach_default_logger() -> None:
     """Log no more. Nothing happens if nothing was attached."""
     telemetry.detach(_LOGGER)
+
+
+def has_default_logger() -> bool:
+    """Whether `attach_default_logger` is in force."""
+    return any(handler_id == _LOGGER for handler_id, _ in _handlers.get(RESCUED, ()))
+
+
+def is_heard(event: str) -> bool:
+    """Whether a handler is attached to an event: what nobody hears need not be made."""
+    return bool(_handlers.get(event))
 
 
 class _Log:
@@ -185,9 +198,9 @@ class StepAttempt:
         job_id: Id of its Oban job.
         attempt: 1 for the first.
         max_attempts: The attempt with this number is the last.
-        carried: What `inserting` gave the job to carry.
-        dependencies: What `TracedStep.carried` was at the end of the steps that it waited for, as far as they had any; at most
-            128 of them.
+        carried: The texts in the job's meta, among them what `TracedInsert.carried` was.
+        dependencies: What `TracedStep.carried` was in the last attempts of the steps that it waited for, of 128 of them at
+            most.
     """
 
     workflow_id: str
@@ -225,25 +238,37 @@ class TracedInsert(Protocol):
 
     @property
     def carried(self) -> Mapping[str, str]:
-        """Put into the meta of all jobs, under keys that the job's own meta does not use."""
+        """Put into the meta of all jobs; what a job's own meta has under the same key stays."""
         ...
 
-    def inserted(self, run_ids: Sequence[str]) -> None:
-        """The runs, or the live ones that have their keys. In a caller's transaction they are not committed yet."""
+    def end(self, run_ids: Sequence[str], error: BaseException | None) -> None:
+        """It is over; called once, in the task in which it began.
+
+        Args:
+            run_ids: The runs, or the live ones that have their keys. In a caller's transaction they are not committed yet.
+            error: What the insert raised; then there are no runs.
+        """
         ...
 
 
 class Tracer(Protocol):
-    """Follows runs from their insert through all processes. What it raises is logged, and steps run all the same."""
+    """Follows runs from their insert through all processes. What it raises is logged, and everything goes on without it.
 
-    def inserting(
-        self, workflows: Sequence[str], *, steps: int, queues: Sequence[str]
-    ) -> AbstractContextManager[TracedInsert]:
-        """Around an insert of the workflows with these names, which have so many steps, the first of them on these queues."""
+    What it makes current in `begin_step` is current in the step's code, in a thread as well.
+    """
+
+    def begin_insert(self, workflows: Sequence[str], *, steps: int, queues: Sequence[str]) -> TracedInsert:
+        """Workflows of these names are about to be inserted.
+
+        Args:
+            workflows: Their names.
+            steps: How many steps they have together.
+            queues: The queues of those that can run at once.
+        """
         ...
 
-    def begin(self, attempt: StepAttempt) -> TracedStep:
-        """An attempt begins in this task; what is made current here is current in the step's code, in a thread as well."""
+    def begin_step(self, attempt: StepAttempt) -> TracedStep:
+        """An attempt begins, in this task."""
         ...
 
 
@@ -251,11 +276,11 @@ _tracer: Tracer | None = None
 
 
 def trace_with(tracer: Tracer | None) -> None:
-    """Have a tracer called from now on, in place of any other; None for no tracer. `baton.otel` is one."""
+    """Have a tracer called from now on, in this process, in place of any other; None for no tracer. `baton.otel` is one."""
     global _tracer
     _tracer = tracer
 
 
-def tracer() -> Tracer | None:
+def current_tracer() -> Tracer | None:
     """The tracer in use."""
     return _tracer

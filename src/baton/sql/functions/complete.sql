@@ -1,5 +1,6 @@
 -- complete: write that runs have finished, once for each generation: the completion row, and what is to be delivered of it. Their own
 -- rows say so already, in this transaction.
+-- The consumer `baton.workflow.failed` is telemetry's, and takes failures alone.
 -- Each is noted for the statement that called, a thousand of them, and a hundred names of each; see note.
 CREATE OR REPLACE FUNCTION /* schema */baton_complete(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -27,6 +28,7 @@ BEGIN
   INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
   SELECT workflow.id, workflow.generation, consumer.name
   FROM /* schema */workflow_consumers AS consumer
-  CROSS JOIN /* schema */workflows AS workflow WHERE workflow.id = ANY(p_ids);
+  CROSS JOIN /* schema */workflows AS workflow
+  WHERE workflow.id = ANY(p_ids) AND (workflow.outcome = 'failed' OR consumer.name <> 'baton.workflow.failed');
 END
 $$;
