@@ -1,4 +1,4 @@
-"""The page's server: mounted beside an app, what it answers, what it streams, what its actions do. Attacks: test_web_security.py."""
+"""The page's server: mounted beside an app, what it answers and streams, what its actions do. Attacks: test_web_security.py."""
 
 import asyncio
 import json
@@ -47,6 +47,14 @@ async def fail(text: str) -> None:
 async def wait(gate: str) -> str:
     await GATES[gate].wait()
     return gate
+
+
+@step(name="tests.web.tell")
+async def tell(chunks: int, gate: str) -> None:
+    for n in range(chunks):
+        baton.stream.write({"n": n})
+    baton.progress(chunks, 2 * chunks, "half way")
+    await GATES[gate].wait()
 
 
 @step(name="tests.web.big")
@@ -411,6 +419,31 @@ async def test_a_large_result_is_cut_in_the_panel_and_whole_in_the_file(
     answer = await page.get(f"{path}/result")
     assert answer.json() == "x" * 100_000
     assert answer.headers["content-disposition"] == f'attachment; filename="only-{run.id[-8:]}.json"'
+
+
+async def test_what_a_step_streams_is_read_in_pages_while_it_runs(workflows: Baton, page: Visitor) -> None:
+    gate("a")
+    run = await workflows.insert(one(tell.new(1_200, "a")))
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        while True:
+            ((_, box),) = (await events.named("change"))["boxes"].items()
+            if box["chunks"] == 1_200 and box["progress"]:
+                break
+    assert box["progress"] == {"done": 1200.0, "total": 2400.0, "message": "half way"}
+    path = f"api/runs/{run.id}/steps/{box['position']}/stream"
+    seen: list[int] = []
+    pages = 0
+    while (found := await page.json(path, params={"after": len(seen), "attempt": box["attempt"]}))["chunks"]:
+        assert [chunk["position"] for chunk in found["chunks"]] == list(
+            range(len(seen), len(seen) + len(found["chunks"]))
+        )
+        seen += [chunk["value"]["n"] for chunk in found["chunks"]]
+        assert found["next"] == len(seen)
+        pages += 1
+    assert (pages, seen) == (3, list(range(1_200)))
+    assert found == {"attempt": 1, "chunks": [], "next": 1_200}
+    assert (await page.json(path))["attempt"] == 1
+    GATES["a"].set()
 
 
 async def test_a_step_without_a_result_has_no_file(workflows: Baton, page: Visitor) -> None:
