@@ -142,10 +142,10 @@ class RunView {
     this.views.graph.setLayout(this.layout, this.boxes, motion);
     for (const change of early ?? []) this.change(change);
     if (first) this.views.graph.setFollow(this.run.state === "executing");
-    if (first && this.views.graph.size.width) this.views.graph.start();
     this.drawFolds();
     this.head.update();
     this.update();
+    if (first && this.views.graph.size.width) this.views.graph.start();
   }
 
   receive(change) {

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
-    from baton.events import WorkflowFinished
+    from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Graph,
         Progress,
         RunChange,
+        RunsChange,
         RunStatus,
         RunSummary,
         StepStatus,
@@ -76,6 +77,7 @@ __all__ = [
     "RunState",
     "RunStatus",
     "RunSummary",
+    "RunsChange",
     "Snooze",
     "Step",
     "StepContext",
@@ -83,8 +85,11 @@ __all__ = [
     "StepJob",
     "StepLogFilter",
     "StepPage",
+    "StepProgress",
     "StepState",
     "StepStatus",
+    "StepStreamed",
+    "StepUpdated",
     "StreamPage",
     "Workflow",
     "WorkflowFinished",
@@ -123,12 +128,16 @@ _LAZY = {
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
+    "RunsChange": "baton.snapshot",
     "StepContext": "baton._step",
     "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
     "StepPage": "baton.query",
+    "StepProgress": "baton.events",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
+    "StepStreamed": "baton.events",
+    "StepUpdated": "baton.events",
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",

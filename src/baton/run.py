@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from baton import _codec, snapshot, why
 from baton._declare import Ref, registered
 from baton._engine import Engine
-from baton._feed import Feeds
+from baton._following import Following
 from baton._names import uuid7
 from baton._states import RunState, StepState
 from baton._stream import Follower
@@ -25,6 +25,7 @@ from baton.errors import (
     StepFailed,
     WorkflowTimeout,
 )
+from baton.events import Event
 from baton.snapshot import Chunk, Graph, RunChange, RunStatus, RunSummary, StepStatus
 from baton.why import Explanation, RunExplanation
 
@@ -35,7 +36,7 @@ class Access:
 
     connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
     waiters: Waiters
-    feeds: Feeds
+    following: Following
     engine: Engine
     prefix: str
 
@@ -173,7 +174,22 @@ class Run:
             RunNotFound: There is no such run; raised on entering.
             NotStarted: Outside of `async with`, or Baton is not running.
         """
-        return self._access.feeds.run_changes(self._id)
+        return self._access.following.run_changes(self._id)
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """What happens in the run, to its end: first what holds already, last a WorkflowFinished.
+
+            async with run.events() as events:
+                async for event in events:
+                    print(event)
+
+        As `baton.subscribe(run.id)`, but over when the run has finished: of one that has, you get what became of it.
+
+        Raises:
+            RunNotFound: There is no such run; raised on entering.
+            NotStarted: Outside of `async with`, or Baton is not running.
+        """
+        return self._access.following.run_events(self._id)
 
     def stream(self, step: str | Ref[Any], *, attempt: int | None = None) -> AsyncIterator[Chunk]:
         """What a step writes with `baton.stream.write`: all there is from the start, then what comes until it has settled.

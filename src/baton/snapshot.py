@@ -16,6 +16,7 @@ from psycopg.rows import class_row, kwargs_row
 from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
+from baton.events import WorkflowFinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +407,19 @@ class RunChange:
 
 
 @dataclass(frozen=True, slots=True)
+class RunsChange:
+    """What is new about the runs.
+
+    Attributes:
+        runs: As they are now: the first time the newest, then those that changed or are new.
+        removed: Ids of runs that are gone.
+    """
+
+    runs: tuple[RunSummary, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Marked:
     """A step as it was read, with a mark that is another one whenever a row it is read from was changed."""
 
@@ -415,14 +429,8 @@ class Marked:
     status: StepStatus
 
 
-async def read_step_ids(conn: AsyncConnection, prefix: str, run_id: UUID) -> list[int]:
-    """Ids of the steps of a run, in the order they were added."""
-    cursor = await conn.execute(_store.load("read_step_ids", prefix), {"id": run_id})
-    return [step_id for (step_id,) in await cursor.fetchall()]
-
-
 async def read_marked(conn: AsyncConnection, prefix: str, ids: Sequence[int]) -> list[Marked]:
-    """Steps of whatever run, by id, in no order; those that are there."""
+    """Steps of whatever runs, by id, in no order; those that are there."""
     async with conn.cursor(row_factory=kwargs_row(_marked)) as cursor:
         await cursor.execute(_store.load("read_followed_steps", prefix), {"ids": list(ids)})
         return await cursor.fetchall()
@@ -432,9 +440,42 @@ def _marked(*, step_id: int, workflow_id: UUID, mark: str, **fields: Any) -> Mar
     return Marked(step_id, str(workflow_id), mark, _step_status(**fields))
 
 
-async def find_changed(conn: AsyncConnection, prefix: str, marks: Mapping[int, str]) -> list[int]:
-    """Of the steps with these ids, those that are not any more as their mark says, or are gone."""
-    cursor = await conn.execute(
-        _store.load("find_changed_steps", prefix), {"ids": list(marks), "marks": list(marks.values())}
+async def read_marked_runs(
+    conn: AsyncConnection, prefix: str, ids: Collection[str]
+) -> list[tuple[RunSummary, str]]:
+    """Runs with a mark each, the newest first; those that are there."""
+    async with conn.cursor(row_factory=kwargs_row(_marked_run)) as cursor:
+        await cursor.execute(_store.load("read_followed_runs", prefix), {"ids": list(ids)})
+        return await cursor.fetchall()
+
+
+def _marked_run(*, mark: str, **fields: Any) -> tuple[RunSummary, str]:
+    return _RunRow(**fields).summary(), mark
+
+
+async def read_ends(conn: AsyncConnection, prefix: str, told: Mapping[str, int]) -> list[WorkflowFinished]:
+    """Ends of runs, in generations after the one given for each, by run and generation."""
+    async with conn.cursor(row_factory=kwargs_row(_end)) as cursor:
+        await cursor.execute(
+            _store.load("read_ends", prefix), {"ids": list(told), "after": list(told.values())}
+        )
+        return await cursor.fetchall()
+
+
+def _end(
+    *,
+    event_id: UUID,
+    workflow_id: UUID,
+    outcome: str,
+    failed_steps: list[str],
+    timestamp: datetime,
+    **fields: Any,
+) -> WorkflowFinished:
+    return WorkflowFinished(
+        id=str(event_id),
+        workflow_id=str(workflow_id),
+        outcome=RunState(outcome),
+        failed_steps=tuple(failed_steps),
+        timestamp=timestamp.astimezone(UTC),
+        **fields,
     )
-    return [step_id for (step_id,) in await cursor.fetchall()]
