@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -652,6 +653,40 @@ async def test_users_without_a_name_are_bounded_in_all_alone(workflows: Baton) -
     async with Visitor(app) as page, page.stream(path) as first, page.stream(path) as second:
         await first.named("resync")
         await second.named("resync")
+
+
+async def test_a_step_that_the_drawing_has_not_ends_a_view_so_that_it_is_drawn_anew(
+    workflows: Baton, page: Visitor
+) -> None:
+    run = await finished(workflows, fan())
+    app = baton.web.app(workflows, authorize=everything)
+    async with app.state.site.boards.board(run.id) as board:
+        async with board.view(frozenset()) as view:
+            known = (await run.status()).steps[0]
+            new = replace(known, position=999, name="new")
+            view.apply(await run.summary(), [(None, new)])
+            assert view.over
+        async with board.view(frozenset()) as again:
+            assert again is not view
+            assert not again.over
+
+
+async def test_runs_and_ways_to_look_at_them_are_bounded(
+    workflows: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_board, "_MOST_BOARDS", 1)
+    monkeypatch.setattr(_board, "_MOST_VIEWS", 1)
+    monkeypatch.setattr(_board, "_KEPT_VIEWS", 0)
+    first, second = [await finished(workflows, fan()) for _ in range(2)]
+    async with Visitor(baton.web.app(workflows, authorize=everything)) as page:
+        (group,) = (await page.json(f"api/runs/{first.id}"))["groups"]
+        async with page.stream(f"api/runs/{first.id}/events") as events:
+            await events.named("change")
+            assert (await page.json(f"api/runs/{first.id}"))["counts"] == {"completed": 8}
+            await page.json(f"api/runs/{first.id}?expand={group['id']}", 503)
+            await page.json(f"api/runs/{second.id}", 503)
+        await page.json(f"api/runs/{first.id}?expand={group['id']}")
+        await page.json(f"api/runs/{second.id}")
 
 
 async def test_two_hundred_pages_follow_one_run_on_one_subscription(workflows: Baton, page: Visitor) -> None:
