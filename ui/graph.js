@@ -792,6 +792,7 @@ function stepWords(step) {
 function stepTime(step) {
   if (!step.started_at) return "";
   const ended = time(step.settled_at);
+  if (ended === null && step.state !== "executing") return "";
   return ended === null ? ticking(clock.now() - time(step.started_at)) : duration(ended - time(step.started_at));
 }
 
