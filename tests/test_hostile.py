@@ -304,7 +304,9 @@ async def test_a_hostile_name_is_refused_or_stored_as_it_is(baton_dsn: str) -> N
             except InvalidName:
                 continue
             kept.append((await baton_.insert(workflow), name))
-        listed = {summary.id: (summary.name, summary.key) for summary in await baton_.query.list_runs(limit=1000)}
+        listed = {
+            summary.id: (summary.name, summary.key) for summary in await baton_.query.list_runs(limit=1000)
+        }
         assert listed == {run.id: (name, name) for run, name in kept}
         assert len(kept) > 20, "most of them are legal names of workflows"
         for _, name in kept:

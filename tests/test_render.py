@@ -34,9 +34,22 @@ def test_text_shows_states_in_a_column():
 
 
 def test_text_names_a_few_of_many_dependencies():
-    graph = {f"part[{n}]": [] for n in range(100)} | {"sum": [f"part[{n}]" for n in range(100)]}
+    graph = {f"part[{n}]": [] for n in range(50)} | {"sum": [f"part[{n}]" for n in range(50)]}
     assert to_text(graph).splitlines()[-1] == (
-        "2  sum       <- part[0], part[1], part[2], part[3], part[4], 95 more"
+        "2  sum       <- part[0], part[1], part[2], part[3], part[4], 45 more"
+    )
+
+
+def test_text_has_one_line_for_many_steps_that_are_alike():
+    graph = {"plan": []} | {f"part[{n}]": ["plan"] for n in range(1200)}
+    graph |= {"sum": [f"part[{n}]" for n in range(1200)]}
+    states = {"plan": "completed", "sum": "held"} | {
+        f"part[{n}]": "completed" if n < 1000 else "executing" for n in range(1200)
+    }
+    assert to_text(graph, states) == (
+        "1  plan          completed\n"
+        "2  part (1,200)  1,000 completed, 200 executing  <- plan\n"
+        "3  sum           held                            <- part (1,200)\n"
     )
 
 
@@ -66,6 +79,21 @@ def test_mermaid_draws_the_diamond():
         "    class s1 executing",
         "    classDef held fill:#f4f4f5,stroke:#a1a1aa,color:#18181b",
         "    class s4 held",
+    ]
+
+
+def test_mermaid_folds_what_it_would_not_draw():
+    graph = {"plan": []} | {f"part[{n}]": ["plan"] for n in range(500)}
+    assert to_mermaid(graph).count("-->") == 500
+    graph["part[500]"] = ["plan"]
+    states = dict.fromkeys(graph, "completed")
+    assert to_mermaid(graph, states).splitlines() == [
+        "flowchart LR",
+        '    s0["plan"]',
+        '    s1["part #40;501#41;"]',
+        "    s0 --> s1",
+        "    classDef completed fill:#dcfce7,stroke:#16a34a,color:#18181b",
+        "    class s0,s1 completed",
     ]
 
 

@@ -39,7 +39,10 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.is_file() and TARGET.read_bytes() == page:
             return 0
-        print(f"{TARGET.relative_to(ROOT)} is not what ui/ makes; run python tools/build_page.py", file=sys.stderr)
+        print(
+            f"{TARGET.relative_to(ROOT)} is not what ui/ makes; run python tools/build_page.py",
+            file=sys.stderr,
+        )
         return 1
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_bytes(page)

@@ -28,15 +28,27 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, testing
+    from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton.client import Baton
-    from baton.events import WorkflowFinished
+    from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
-    from baton.snapshot import Graph, Progress, RunChange, RunStatus, RunSummary, StepStatus
+    from baton.snapshot import (
+        Chunk,
+        Graph,
+        Progress,
+        RunChange,
+        RunsChange,
+        RunStatus,
+        RunSummary,
+        StepStatus,
+        StreamPage,
+    )
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -47,6 +59,7 @@ __all__ = [
     "Box",
     "Cancel",
     "Cause",
+    "Chunk",
     "Edge",
     "Explanation",
     "FailedAttempt",
@@ -64,6 +77,7 @@ __all__ = [
     "RunState",
     "RunStatus",
     "RunSummary",
+    "RunsChange",
     "Snooze",
     "Step",
     "StepContext",
@@ -71,8 +85,12 @@ __all__ = [
     "StepJob",
     "StepLogFilter",
     "StepPage",
+    "StepProgress",
     "StepState",
     "StepStatus",
+    "StepStreamed",
+    "StepUpdated",
+    "StreamPage",
     "Workflow",
     "WorkflowFinished",
     "current",
@@ -80,8 +98,10 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "progress",
     "results",
     "step",
+    "stream",
     "testing",
     "worker",
 ]
@@ -91,6 +111,7 @@ _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
     "Cause": "baton.why",
+    "Chunk": "baton.snapshot",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
@@ -107,12 +128,17 @@ _LAZY = {
     "RunState": "baton._states",
     "RunStatus": "baton.snapshot",
     "RunSummary": "baton.snapshot",
+    "RunsChange": "baton.snapshot",
     "StepContext": "baton._step",
     "StepDetail": "baton.query",
     "StepLogFilter": "baton._step",
     "StepPage": "baton.query",
+    "StepProgress": "baton.events",
     "StepState": "baton._states",
     "StepStatus": "baton.snapshot",
+    "StepStreamed": "baton.events",
+    "StepUpdated": "baton.events",
+    "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",
@@ -121,8 +147,11 @@ _LAZY = {
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "progress": "baton._progress",
     "results": "baton._step",
+    "stream": "baton._progress",
     "testing": "baton.testing",
+    "web": "baton.web",
     "worker": "oban",
 }
 

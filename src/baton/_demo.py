@@ -4,18 +4,22 @@ Several demos at once share the server and the queue, so one may run steps of an
 """
 
 import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal
+from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal, _watch
 from baton.errors import StepFailed
 
 # Also to resume, and before the start: whoever works on the queue must have the code of the steps.
 from baton.examples.research_brief.workflow import TOPIC, research
+
+if TYPE_CHECKING:
+    from baton.web._serve import Page
 
 # Steps of the demo take less; whatever they leave undone is done by the next process that looks.
 _GRACE = 0.5
@@ -31,6 +35,7 @@ class Demo:
         topic: None leaves it to the sources, or is the topic of the example's texts.
         output: File for the brief; None chooses a new one.
         as_json: Standard output is for JSON alone.
+        ui: Serve the page, and stay until a signal when the run has ended.
         data_dir: As for `Baton.local`.
     """
 
@@ -38,6 +43,7 @@ class Demo:
     topic: str | None
     output: Path | None
     as_json: bool
+    ui: bool
     data_dir: Path | None
 
     async def run(self, resume: str | None) -> int:
@@ -54,14 +60,36 @@ class Demo:
                 click.echo("baton: interrupted before anything was begun", err=True)
                 return _foreground.INTERRUPTED
             self._say(f"data     {baton.data_dir}")
-            run = await self._begin(baton, resume)
-            self._say(f"run      {run.id}\n")
-            status = await self._watch(run, signals)
-            if status is None:
-                self._explain_interrupt(run)
-                return _foreground.INTERRUPTED
-            results = await run.results("compile_brief")
+            async with self._page(baton) as page:
+                run = await self._begin(baton, resume)
+                self._say(f"run      {run.id}")
+                if page is not None:
+                    self._say(f"page     {page.address(f'/runs/{run.id}')}")
+                self._say("")
+                status = await _watch.watch(run, signals.first, self._say, in_place=not self.as_json)
+                if status is None:
+                    self._explain_interrupt(run)
+                    return _foreground.INTERRUPTED
+                results = await run.results("compile_brief")
+                if page is not None:
+                    try:
+                        return self._report(status, results.get("compile_brief"))
+                    finally:
+                        self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
+                        await signals.first.wait()
         return self._report(status, results.get("compile_brief"))
+
+    @asynccontextmanager
+    async def _page(self, baton: Baton) -> "AsyncIterator[Page | None]":
+        """The page on this very Baton, if it was asked for."""
+        if not self.ui:
+            yield None
+            return
+        from baton.web import _serve
+
+        page = _serve.Page(baton)
+        async with page.serving():
+            yield page
 
     async def _begin(self, baton: Baton, resume: str | None) -> Run:
         if resume is None:
@@ -70,12 +98,6 @@ class Demo:
         run = baton.get_run(resume)
         await run.summary()
         return run
-
-    async def _watch(self, run: Run, signals: _foreground.Signals) -> RunStatus | None:
-        console = _terminal.open_console()
-        if sys.stdout.isatty() and not console.is_dumb_terminal and not self.as_json:
-            return await _terminal.watch_live(run, signals.first, console)
-        return await _terminal.watch_lines(run, signals.first, self._say)
 
     def _explain_interrupt(self, run: Run) -> None:
         folder = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir is not None else ""

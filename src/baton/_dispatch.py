@@ -19,6 +19,7 @@ from oban.worker import WorkerResolutionError, resolve_worker
 
 from baton import _step
 from baton._outcomes import Cancel, Snooze
+from baton._reports import Report, Reports
 from baton.errors import InvalidResult
 
 logger = logging.getLogger("baton.engine")
@@ -123,7 +124,8 @@ class StepExecutor(Executor):
 class Dispatcher:
     """Runs claimed jobs, Baton's and plain ones alike: a job that ran always leaves an ack."""
 
-    def __init__(self) -> None:
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
         self._tasks: dict[asyncio.Task[None], Producer] = {}
         self._ending: set[Producer] = set()
         self._hurried = asyncio.Event()
@@ -205,16 +207,31 @@ class Dispatcher:
             action = await self._execute(job, producer)
             producer._pending_acks.append(action)
             return
+        assert job.id is not None
+        assert job.attempted_at is not None
+        what = f"step {attempt.name!r} of {attempt.label!r}"
+        attempt.report = self._reports.begin(job.id, job.attempted_at, what)
         token = _step.enter(job, attempt)
         try:
             # Not in one expression: the producer may replace its list while the job runs.
             action = _gate(job, attempt) or await self._execute(job, producer)
+            await self._finish(attempt.report)
             producer._pending_acks.append(action)
         finally:
             _step.leave(token)
         given_back = action.state == "available"
         if attempt.thread is not None and not attempt.thread.done() and not given_back:
             self._linger(producer, job, attempt.thread)
+
+    async def _finish(self, report: Report) -> None:
+        try:
+            await self._reports.finish(report)
+        except asyncio.CancelledError:
+            # The grace is over, or somebody cancels what has ended already. Its outcome is to be written all the same.
+            task = asyncio.current_task()
+            assert task is not None
+            while task.uncancel():
+                pass
 
     def _linger(self, producer: Producer, job: Job, thread: "asyncio.Future[Any]") -> None:
         """Keep a slot taken until a thread is done, although its attempt's outcome is written and the next one may begin."""

@@ -25,6 +25,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import _store
 from baton._plan import InsertPlan, array_literal
+from baton._reports import Heard, Told
 from baton.errors import BatonError, DatabaseUnreachable, JobsGone, KeyConflict, ResultNotFound, RunEnding
 
 _TRIES = 6
@@ -111,6 +112,11 @@ class Inserted:
 _ACK = (
     "SELECT acked, queues, owed, claimed FROM /* schema */baton_ack("
     "%s::jsonb, %s::text[], %s::text, %s::integer, %s::text, %s::uuid, %s::uuid[], %s::text)"
+)
+_REPORT = (
+    "SELECT written, late FROM /* schema */baton_report("
+    "%s::bigint[], %s::timestamp[], %s::double precision[], %s::double precision[], %s::text[], %s::integer[], "
+    "%s::bigint[], %s::integer[], %s::text[])"
 )
 _INSERT = (
     "SELECT id, inserted FROM /* schema */baton_insert("
@@ -324,6 +330,32 @@ class Engine:
                 value,
             )
         )
+
+    async def report(self, told: Sequence[Told]) -> Heard:
+        """Write what running steps tell, in one statement. See `baton_report`."""
+        chunks = [
+            (one.job_id, one.first + place, chunk) for one in told for place, chunk in enumerate(one.chunks)
+        ]
+        pool = await self.open()
+        async with pool.connection() as conn:
+            row = await (
+                await conn.execute(
+                    self._sql(_REPORT),
+                    (
+                        [one.job_id for one in told],
+                        [naive_utc(one.attempted_at) for one in told],
+                        [one.done for one in told],
+                        [one.total for one in told],
+                        [one.message for one in told],
+                        [one.first + len(one.chunks) for one in told],
+                        [job_id for job_id, _, _ in chunks],
+                        [position for _, position, _ in chunks],
+                        [chunk for _, _, chunk in chunks],
+                    ),
+                )
+            ).fetchone()
+        assert row is not None
+        return Heard(*row)
 
     async def dependency_results(self, step_id: int, names: Sequence[str] | None) -> dict[str, Any]:
         """Stored results of a step's dependencies, by name, wrapped as {"value": ...}; all of them for None."""

@@ -77,7 +77,7 @@ def fold(
 
     Args:
         deps: What each step waits for, in the order of positions. Names that are no steps are passed over.
-        functions: Function by step name; steps without one are alike.
+        functions: Function by step name; steps without one have the same.
         positions: Position by step name; counted from 0 where there is none.
         expand: Ids of groups whose members are shown singly, up to 200 of them; the rest stays a group, with an id of its
             own. Ids that are of no group are passed over.
@@ -118,15 +118,20 @@ class _Graph:
 def _kinds(graph: _Graph) -> list[int]:
     """A number per step, the same for steps of one layer, function and kind of name.
 
-    A kind of name that has too few steps for a group of its own is joined with the others of its function.
+    Kinds that have too few steps for groups of their own are taken together, if a group can come of it.
     """
     keys = [
         (graph.depths[i], function, _kind(name))
         for i, (name, function) in enumerate(zip(graph.names, graph.functions, strict=True))
     ]
     counts = Counter(keys)
+    rare = Counter(
+        (depth, function) for depth, function, kind in keys if counts[depth, function, kind] < _FEWEST
+    )
     return _numbered(
-        (depth, function, kind if counts[depth, function, kind] >= _FEWEST else None)
+        (depth, function, None)
+        if counts[depth, function, kind] < _FEWEST and rare[depth, function] >= _FEWEST_NAMED_DIFFERENTLY
+        else (depth, function, kind)
         for depth, function, kind in keys
     )
 
@@ -153,9 +158,10 @@ def _alike(graph: _Graph) -> list[int]:
             for i in order:
                 around = frozenset([colors[j] for j in neighbours[i]])
                 colors[i] = seen.setdefault((colors[i], around), len(seen))
-        if len(set(colors)) == found:
+        classes = len(set(colors))
+        if classes == found or classes > _MOST_BOXES:
             break
-        found = len(set(colors))
+        found = classes
     return colors
 
 

@@ -42,6 +42,7 @@ class Box:
         height: Its height.
         steps: Positions of its steps.
         group: Whether it stands for several.
+        layer: Its column, counted from 1: one more than the highest of those it waits for.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Box:
     height: float
     steps: tuple[int, ...]
     group: bool
+    layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +244,11 @@ class _Plan:
                 *size,
                 part.steps,
                 part.group,
+                rank + 1,
             )
-            for part, (x, y), size in zip(self.folded.parts, corners, self.sizes, strict=True)
+            for part, (x, y), size, rank in zip(
+                self.folded.parts, corners, self.sizes, self.ranks, strict=True
+            )
         )
         width = max((box.x + box.width for box in boxes), default=_MARGIN) + _MARGIN
         height = max((box.y + box.height for box in boxes), default=_MARGIN) + _MARGIN

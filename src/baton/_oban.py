@@ -38,6 +38,7 @@ from baton._lifecycle import Lifecycle
 from baton._maintenance import Maintenance
 from baton._notifier import Listener
 from baton._queries import insert_jobs as insert_many_jobs
+from baton._reports import Reports
 from baton.errors import InvalidOption
 
 logger = logging.getLogger("baton.engine")
@@ -61,12 +62,13 @@ class Seam:
         heart: Callable[..., Heartbeat],
         threads: ThreadPool,
         result_limit: int,
+        reports: Reports,
     ) -> None:
         self.oban = oban
         self.engine = engine
         self.maintenance = maintenance
         self.heartbeat = heart(hearts=self._hearts, on_the_loop=self._on_the_loop)
-        self.dispatcher = Dispatcher()
+        self.dispatcher = Dispatcher(reports)
         self.acks = Acks(engine, wake=self.wake, threads=threads, result_limit=result_limit)
         self.on_reconnect: Callable[[], object] = _nothing
         """Called when notifications may have been missed and are heard again."""

@@ -24,6 +24,7 @@ from oban.job import Snooze as ObanSnooze
 from baton import _codec
 from baton._declare import Step, registered
 from baton._outcomes import Cancel, Snooze
+from baton._reports import Report
 from baton.errors import (
     NoResult,
     NotADependency,
@@ -75,6 +76,7 @@ class Attempt:
     cancelled: bool = False
     cancel_requested: bool = False
     thread: "asyncio.Future[Any] | None" = field(default=None)
+    report: Report | None = None
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""

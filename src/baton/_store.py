@@ -94,10 +94,19 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
-@cache
 def functions() -> tuple[tuple[str, str], ...]:
     """Name and text of every database function, in the order to create them."""
-    folder = files("baton").joinpath("sql", "functions")
+    return _folder("functions")
+
+
+def views() -> tuple[tuple[str, str], ...]:
+    """Name and text of every view."""
+    return _folder("views")
+
+
+@cache
+def _folder(name: str) -> tuple[tuple[str, str], ...]:
+    folder = files("baton").joinpath("sql", name)
     return tuple(
         (entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8"))
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)

@@ -46,7 +46,7 @@ class Waiters:
     ) -> None:
         self._connection = connection
         self._prefix = prefix
-        self._poll_interval = poll_interval
+        self.poll_interval = poll_interval
         self._subscriber = uuid4()
         self._topics: dict[str, _Topic] = {}
         self._token: str | None = None
@@ -147,7 +147,7 @@ class Waiters:
                     if found is not None:
                         return found
                     try:
-                        async with asyncio.timeout(self._poll_interval):
+                        async with asyncio.timeout(self.poll_interval):
                             await event.wait()
                     except TimeoutError:
                         pass

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,16 +32,20 @@ from baton._engine import (
     connect_options,
     read_committed,
 )
-from baton._feed import Feeds
+from baton._feed import Reading
+from baton._following import Following
 from baton._heartbeat import Heartbeat
 from baton._maintenance import Maintenance, Upkeep
 from baton._names import queue_name, workflow_key
 from baton._oban import Seam
+from baton._reports import Reports
 from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
+from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
+from baton.snapshot import RunsChange
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -86,6 +90,8 @@ class Baton:
         prefix: Schema of the tables.
         pool_size: Connections for Oban and for reads. The engine has up to 4 of its own, and LISTEN one.
         result_limit: Largest result of a step in bytes of JSON. A larger one fails the step.
+        stream_limit: Most that an attempt of a step may stream, in bytes of JSON and 64 more for each chunk; also what it may
+            hold in memory while the database is away. More raises StreamTooLarge in the step.
         shutdown_grace_period: Seconds that running jobs get when stopping; then they are given back.
         poll_interval: Seconds between looks while waiting for a run, should notifications be lost.
         rescue_after: Seconds of silence after which a process is dead and its steps run again elsewhere, from 1 up. A slow
@@ -115,6 +121,7 @@ class Baton:
         prefix: str = "public",
         pool_size: int = 10,
         result_limit: int = 16_000_000,
+        stream_limit: int = 16_000_000,
         shutdown_grace_period: float = 15.0,
         poll_interval: float = 1.0,
         rescue_after: float = 60.0,
@@ -139,6 +146,7 @@ class Baton:
         if oban is not None and not isinstance(oban, Oban):
             raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
         _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)
+        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0)
         _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
@@ -162,6 +170,7 @@ class Baton:
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
         self._pool_size = pool_size
         self._result_limit = result_limit
+        self._stream_limit = stream_limit
         self._grace = shutdown_grace_period
         self._poll_interval = poll_interval
         self._upkeep = Upkeep(
@@ -305,7 +314,7 @@ class Baton:
                     )
             stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
             # After the queues, so that what their last steps came to is still told.
-            stack.push_async_callback(self._in_time, self._access.feeds.stop)
+            stack.push_async_callback(self._in_time, self._access.following.stop)
             await self._start_deliveries(stack, oban)
             stack.push_async_callback(self._stop_heartbeat)
             if not bool(oban._signal_token):
@@ -319,7 +328,7 @@ class Baton:
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
-            self._access.feeds.start()
+            self._access.following.start()
             self._seam.maintenance.loop.start()
             stack.push_async_callback(self._seam.maintenance.loop.stop)
             self._exit = stack.pop_all()
@@ -413,6 +422,7 @@ class Baton:
         self._threads = threads
         self._oban = oban
         self._engine = engine
+        self._reports = Reports(engine.report, limit=self._stream_limit)
         maintenance = Maintenance(
             engine,
             self._upkeep,
@@ -435,13 +445,14 @@ class Baton:
             ),
             threads=threads,
             result_limit=self._result_limit,
+            reports=self._reports,
         )
         self._seam.attach()
         waiters = Waiters(self._connection, self._prefix, self._poll_interval)
         self._access = Access(
             self._connection,
             waiters,
-            Feeds(self._connection, self._prefix, waiters, self._poll_interval),
+            Following(Reading(self._connection, self._prefix, waiters, self._poll_interval)),
             engine,
             self._prefix,
         )
@@ -485,6 +496,7 @@ class Baton:
         assert self._seam is not None
         assert self._engine is not None
         self._seam.detach()
+        await self._in_time(self._reports.stop)
         await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None
@@ -577,6 +589,46 @@ class Baton:
             raise RunNotFound(
                 f"{run_id!r} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057"
             ) from error
+
+    def subscribe(
+        self, run_id: str | UUID | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Be told what happens: first what holds already, then each event after the commit that made it true.
+
+            async with baton.subscribe(run.id) as events:
+                async for event in events:
+                    print(event)
+
+        Of each step, and of its progress, the last is told, however seldom you ask. All who subscribe to the same in this
+        process share one reader.
+
+        Args:
+            run_id: Follow that run, until it is pruned. Without, all runs: told at first is what holds of the live ones (of the
+                newest 1,000, 10,000 events at most). Who falls 10,000 events behind there loses the oldest: what must not be
+                missed is what `on_finished` is for.
+
+        Raises:
+            RunNotFound: There is no such run; raised on entering.
+            NotStarted: Outside of `async with`, or Baton is not running.
+        """
+        _, access, _ = self._started()
+        return access.following.events(None if run_id is None else UUID(self.get_run(run_id).id))
+
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[RunsChange]]:
+        """Follow the runs without their steps: first the 50 newest, then those that changed or are new, until you leave.
+
+            async with baton.changes() as changes:
+                async for change in changes:
+                    show(change.runs, change.removed)
+
+        Each change tells what holds when you ask for it. Of those that are removed it tells which this process knew: of the
+        live ones the newest 1,000, and the 1,000 that changed last.
+
+        Raises:
+            NotStarted: Outside of `async with`, or Baton is not running.
+        """
+        _, access, _ = self._started()
+        return access.following.runs_changes()
 
     async def remove_consumer(self, name: str) -> bool:
         """Keep no ends of runs for a consumer any more: one that no process starts with again.

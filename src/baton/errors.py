@@ -26,6 +26,7 @@ BatonError
 │   ├── WorkflowTimeout      not settled in time                      (TimeoutError)
 │   ├── StepTimeout          an attempt ran longer than its timeout   (TimeoutError)
 │   ├── StepCrashed          an attempt raised what is no Exception
+│   ├── StreamTooLarge       streamed over the limit                  (ValueError)
 │   └── ResultError          reading or storing a result
 │       ├── NoWorkflow       the job is an ordinary Oban job          (LookupError)
 │       ├── NotADependency   results are read from dependencies only  (LookupError)
@@ -174,6 +175,10 @@ class StepTimeout(StepError, TimeoutError):
 
 class StepCrashed(StepError):
     """An attempt raised something that is no Exception: SystemExit, CancelledError and the like."""
+
+
+class StreamTooLarge(StepError, ValueError):
+    """A chunk is over a megabyte, or the attempt's chunks are over the limit set with `Baton(stream_limit=)`."""
 
 
 class ResultError(StepError):

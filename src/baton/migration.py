@@ -1,11 +1,11 @@
-"""Create, upgrade, check and remove Baton's tables, functions and triggers beside Oban's.
+"""Create, upgrade, check and remove Baton's tables, functions, triggers and views beside Oban's.
 
     await baton.migration.up(dsn)               # create or upgrade; does nothing when all is there
     await baton.migration.down(dsn)             # remove what Baton created, and nothing of Oban's
     op.execute(baton.migration.sql())           # the same as text, for Alembic, Django or a DBA
 
-Tables are made by numbered files, forward only; functions are replaced as a whole, on all nodes at once, so they keep their
-meaning for one version back. Everything happens in one transaction.
+Tables are made by numbered files, forward only; functions and views are replaced as a whole, on all nodes at once, so they keep
+their meaning for one version back, and views their columns. Everything happens in one transaction.
 """
 
 import asyncio
@@ -57,7 +57,9 @@ class SchemaState:
         return self.oban and not self.missing_triggers and self.version >= self.wanted
 
 
-def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) -> str:
+def sql(
+    prefix: str = "public", *, since: int = 0, grant: Sequence[str] = (), grant_read: Sequence[str] = ()
+) -> str:
     """The statements `up` would run on a schema at version `since`, for another migration tool to run in one transaction.
 
     Oban's own tables must be there: `oban.schema.install_sql(prefix)`.
@@ -66,6 +68,7 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
         prefix: Schema of the tables.
         since: Version that is there already; 0 for none.
         grant: Roles that run workers or insert workflows and do not own the tables.
+        grant_read: Roles that may read the views, and nothing else.
 
     Raises:
         InvalidOption: `prefix` is not a schema name, or a role has a name that needs more than quotes.
@@ -84,7 +87,8 @@ def sql(prefix: str = "public", *, since: int = 0, grant: Sequence[str] = ()) ->
     parts.append(_functions(prefix))
     parts.append(_store.load("create_triggers", prefix).decode())
     parts.append(_store.load("revoke_functions", prefix).decode())
-    parts.extend(_grant(role, prefix) for role in grant)
+    parts.extend(f"{_store.render(text, prefix).rstrip()};" for _, text in _store.views())
+    parts.append(_grants(prefix, grant, grant_read))
     parts.append(
         f"INSERT INTO \"{prefix}\".workflow_migrations (version, name) VALUES (0, '{checksum()}') "
         "ON CONFLICT (version) DO UPDATE SET name = excluded.name, applied_at = now();"
@@ -100,12 +104,28 @@ def _functions(prefix: str) -> str:
     return _store.load("replace_functions", prefix).decode().replace("/* definitions */", definitions)
 
 
-def _grant(role: str, prefix: str) -> str:
+def _missing_views(prefix: str) -> str:
+    definitions = ",\n".join(
+        f"('baton_{name}', $baton$\n{_store.render(text, prefix)}$baton$)" for name, text in _store.views()
+    )
+    return _store.load("create_views", prefix).decode().replace("/* definitions */", definitions)
+
+
+def _grants(prefix: str, workers: Sequence[str], readers: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            *(_grant(role, prefix, "grant") for role in workers),
+            *(_grant(role, prefix, "grant_read") for role in readers),
+        ]
+    )
+
+
+def _grant(role: str, prefix: str, statement: str) -> str:
     if not _ROLE.fullmatch(role):
         raise InvalidOption(
             f"role {role!r} cannot be granted to; use 1 to 63 ASCII letters, digits, '_' or '-'"
         )
-    return _store.load("grant", prefix).decode().replace("/* role */", f'"{role}"')
+    return _store.load(statement, prefix).decode().replace("/* role */", f'"{role}"')
 
 
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
@@ -116,9 +136,9 @@ _TABLE = (
 
 
 def checksum() -> str:
-    """Fingerprint of this library's functions and triggers, recorded as version 0."""
+    """Fingerprint of this library's functions, views and triggers, recorded as version 0."""
     digest = hashlib.sha256()
-    for name, text in _store.functions():
+    for name, text in (*_store.functions(), *_store.views()):
         digest.update(f"{name}\0{text}\0".encode())
     digest.update(_store.load("create_triggers"))
     return digest.hexdigest()[:16]
@@ -128,7 +148,9 @@ def _pending(version: int) -> list[_store.Migration]:
     return [migration for migration in _store.migrations() if migration.version > version]
 
 
-async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> list[int]:
+async def up(
+    dsn: str, *, prefix: str = "public", grant: Sequence[str] = (), grant_read: Sequence[str] = ()
+) -> list[int]:
     """Create or upgrade the schema, Oban's tables included where they are missing.
 
     Calling it again does nothing; two at once queue up. A crash leaves the schema as it was. Tables are asked for
@@ -140,6 +162,7 @@ async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> 
         prefix: Schema of the tables.
         grant: Roles that run workers or insert workflows and do not own the tables. Granted at every call; an upgrade grants
             what is new to those of earlier calls as well.
+        grant_read: Roles that may read the views, and nothing else. Granted at every call.
 
     Returns:
         The versions applied, oldest first; empty when the schema was up to date.
@@ -151,7 +174,7 @@ async def up(dsn: str, *, prefix: str = "public", grant: Sequence[str] = ()) -> 
     """
     _store.validate_prefix(prefix)
     async with await _connect(dsn) as conn:
-        return await _patiently(lambda: _up_once(conn, prefix, grant))
+        return await _patiently(lambda: _up_once(conn, prefix, grant, grant_read))
 
 
 async def _patiently[T](change: Callable[[], Awaitable[T]]) -> T:
@@ -168,7 +191,9 @@ async def _patiently[T](change: Callable[[], Awaitable[T]]) -> T:
     raise AssertionError("unreachable")
 
 
-async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> list[int]:
+async def _up_once(
+    conn: AsyncConnection, prefix: str, grant: Sequence[str], grant_read: Sequence[str]
+) -> list[int]:
     async with conn.transaction():
         # All of a database's migrations queue up here, Oban's install included.
         await conn.execute("SELECT pg_advisory_xact_lock(hashtext('baton.migrate'))")
@@ -183,8 +208,9 @@ async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> 
         if found.oban and (found.version > found.wanted or (found.ready and found.current)):
             # Functions of a later library stay.
             await conn.execute(_store.load("create_triggers", prefix))
-            for role in grant:
-                await conn.execute(_grant(role, prefix).encode())
+            if found.version == found.wanted:
+                await conn.execute(_missing_views(prefix).encode())
+            await conn.execute(_grants(prefix, grant, grant_read).encode())
             return []
         if not found.oban:
             # Oban's script looks for its type in current_schema().
@@ -194,7 +220,8 @@ async def _up_once(conn: AsyncConnection, prefix: str, grant: Sequence[str]) -> 
         # Their workers run already, and from now on need the new tables and functions as well.
         granted = await (await conn.execute(_store.load("read_granted", prefix))).fetchall()
         roles = dict.fromkeys([*grant, *(role for (role,) in granted if _ROLE.fullmatch(role))])
-        await conn.execute(sql(prefix, since=found.version, grant=[*roles]).encode())
+        text = sql(prefix, since=found.version, grant=[*roles], grant_read=grant_read)
+        await conn.execute(text.encode())
         return [migration.version for migration in pending]
 
 

@@ -21,7 +21,7 @@ from baton import _codec, _store, snapshot
 from baton._declare import Ref
 from baton._states import SETTLED, RunState, StepState
 from baton.errors import InvalidOption, NoResult, QueryTimeout, ResultNotFound, RunNotFound
-from baton.snapshot import Graph, RunSummary, StepStatus
+from baton.snapshot import Graph, RunSummary, StepStatus, StreamPage
 
 type OneOrMore[T] = T | Collection[T]
 type StepOrder = Literal["position", "started_at", "duration"]
@@ -39,10 +39,14 @@ _MOST_JOBS = 10_000
 _MOST_POSITIONS = 100_000
 _MOST_COUNTED = 10_000
 _MOST_CHARACTERS = 1_000_000
+_MOST_CHUNKS = 1_000
+_STREAM_BYTES = 256 * 1024
 _MOST_NEIGHBOURS = 1_000
 # No name and no key is longer.
 _LONGEST_TEXT = 200
 _ORDERS: tuple[StepOrder, ...] = ("position", "started_at", "duration")
+# The others are the job's.
+_OF_THE_ROW = SETTLED | {StepState.HELD}
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _BEGINNING_OF_AN_ID = re.compile("[0-9a-f-]{1,36}")
 _LATEST_POSITION = 2**31 - 1
@@ -283,7 +287,7 @@ class Query:
             positions: Only those at these positions, 100,000 at most.
             order_by: `position`: as they were added. `started_at`: those that began first; those that have not begun come
                 last. `duration`: those that took longest, or have been running for longest.
-            after: `next` of the page before, which was asked for with the same order.
+            after: `next` of the page before, which was asked for in the same order.
             limit: 1 to 1,000.
 
         Raises:
@@ -298,7 +302,7 @@ class Query:
         cursor = _Cursor.parse(order_by, after)
         asked = {
             "states": states,
-            "settles": None if states is None else sorted({_column(one) for one in states}),
+            "settles": _columns(states),
             "search": _containing("search", search),
             "positions": None if positions is None else _positions(positions),
             "limit": limit + 1,
@@ -386,6 +390,50 @@ class Query:
         if text is None:
             raise NoResult(f"step {name!r} of run {run.id} has stored no result: it has not completed")
         return str(text)
+
+    async def read_stream(
+        self,
+        run_id: str | UUID,
+        step: str | int | Ref[Any],
+        *,
+        attempt: int | None = None,
+        after: int = -1,
+        limit: int = 500,
+        name_prefix: str = "",
+    ) -> StreamPage:
+        """Some of what one attempt of a step has streamed; `run.stream` follows it all.
+
+        Args:
+            step: Its name, its ref or its position.
+            attempt: Which attempt's; None for the newest that has streamed.
+            after: Position of the last chunk of the page before; -1 for the start.
+            limit: Chunks at most, 1 to 1,000. A page ends as well with the chunk that makes it 256 KB of JSON.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: It has no such step.
+        """
+        _check_range("limit", limit, _MOST_CHUNKS)
+        if attempt is not None:
+            _check_range("attempt", attempt, _LATEST_POSITION)
+        if after != -1:
+            _check_position(after)
+        which = _which(step)
+        async with self._reading_run(run_id, name_prefix) as (conn, run):
+            page = await snapshot.read_stream(
+                conn,
+                self._prefix,
+                UUID(run.id),
+                which,
+                attempt=attempt,
+                after=after,
+                on=False,
+                limit=limit,
+                most_bytes=_STREAM_BYTES,
+            )
+        if page is None:
+            raise _no_step(run, step)
+        return page
 
     async def read_graph(self, run_id: str | UUID, *, name_prefix: str = "") -> Graph:
         """All steps with what they wait for, their functions and their states, ready to draw.
@@ -491,13 +539,10 @@ class _DetailRow:
             status=status,
             arguments=self.arguments,
             arguments_size=self.arguments_size,
-            references=dict(_reference(*ref) for ref in self.refs or []),
+            references=dict(filter(None, map(_reference, self.refs or []))),
             result=self.result,
             result_size=self.result_size,
-            attempts=tuple(
-                FailedAttempt(int(attempt or 0), _moment(at), error or "")
-                for attempt, at, error in self.errors
-            ),
+            attempts=tuple(_failed_attempt(*error) for error in self.errors),
             attempts_failed=self.attempts_failed,
             worker=self.worker,
             node=self.node,
@@ -508,13 +553,27 @@ class _DetailRow:
         )
 
 
-def _reference(place: list[str | int], step: str, path: list[str | int]) -> tuple[str, str]:
-    argument, *inside = place
-    return _codec.render_path(str(argument), inside), _codec.render_path(f"{step}.result", path)
+# Whoever may write a job may have written anything into its arguments and its errors. What is none is left out.
+
+
+def _reference(ref: object) -> tuple[str, str] | None:
+    """An argument and the result that is filled in there, as a step's job has them."""
+    match ref:
+        case [[str(argument), *inside], str(step), [*path]]:
+            return _path(argument, inside), _path(f"{step}.result", path)
+    return None
+
+
+def _path(root: str, path: list[object]) -> str:
+    return _codec.render_path(root, [segment for segment in path if isinstance(segment, str | int)])
+
+
+def _failed_attempt(attempt: object, at: object, error: str | None) -> FailedAttempt:
+    number = attempt if isinstance(attempt, int) else 0
+    return FailedAttempt(number, _moment(at), error or "")
 
 
 def _moment(text: object) -> datetime | None:
-    """A time as Oban writes it into a job's errors, which anybody may have written."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
@@ -604,9 +663,13 @@ def _states[S: (RunState, StepState)](kind: type[S], given: OneOrMore[S | str] |
         ) from None
 
 
-def _column(state: StepState) -> str:
-    """What `workflow_nodes.state` is for a step in this state."""
-    return str(state) if state is StepState.HELD or state in SETTLED else "released"
+def _columns(states: list[StepState] | None) -> list[str] | None:
+    """What `workflow_nodes.state` may be for a step in one of these states."""
+    if states is None:
+        return None
+    # A step that has not settled and has no job left is as good as cancelled.
+    live = (state is StepState.CANCELLED or state not in _OF_THE_ROW for state in states)
+    return [*(state for state in states if state in _OF_THE_ROW), *(["released"] if any(live) else [])]
 
 
 def _text(option: str, value: str | None) -> str | None:

@@ -1,15 +1,28 @@
-"""Mermaid, DOT and terminal text from steps, their dependencies and, if known, their states.
+"""Mermaid, DOT, SVG and terminal text from steps, their dependencies and, if known, their states.
 
 The graph is a mapping from each step's name to the names it waits for, in the order to be shown. Names may be
-anything, as rows may come from elsewhere: each format escapes all that could mean something to its reader.
+anything, as rows may come from elsewhere: each format escapes all that could mean something to its reader. Where a reader
+could not cope with all steps, those that are alike are shown as one, as `_fold` finds them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from baton import _fold
 from baton._graph import layers
+from baton._svg import to_svg
+
+__all__ = ["to_dot", "to_mermaid", "to_svg", "to_text"]
 
 type Graph = Mapping[str, Sequence[str]]
 type States = Mapping[str, str]
+type Functions = Mapping[str, str]
+
+# Mermaid draws no more edges than this unless it is configured to.
+_MERMAID_EDGES = 500
+# What a person reads from top to bottom.
+_TEXT_STEPS = 60
 
 # Fill and outline; states of steps, and of their jobs while they live.
 _COLORS = {
@@ -25,16 +38,23 @@ _COLORS = {
 }
 
 
-def to_mermaid(graph: Graph, states: States | None = None) -> str:
-    """Draw a flowchart for Mermaid, left to right, with one class per state."""
-    ids = {name: f"s{number}" for number, name in enumerate(graph)}
+def to_mermaid(graph: Graph, states: States | None = None, functions: Functions | None = None) -> str:
+    """Draw a flowchart for Mermaid, left to right, with one class per state.
+
+    Steps that are alike are one node if there are more edges than Mermaid draws.
+    """
+    rows = _rows(graph, states, functions, fold=len(_edges(graph)) > _MERMAID_EDGES)
     lines = ["flowchart LR"]
-    lines += [f'    {ids[name]}["{_mermaid_text(name)}"]' for name in graph]
-    lines += [f"    {ids[on]} --> {ids[name]}" for on, name in _edges(graph)]
-    for state, names in _by_state(graph, states).items():
+    lines += [f'    s{number}["{_mermaid_text(row.label)}"]' for number, row in enumerate(rows)]
+    lines += [f"    s{on} --> s{number}" for number, row in enumerate(rows) for on in row.deps]
+    by_state: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        if row.state in _COLORS:
+            by_state.setdefault(row.state, []).append(f"s{number}")
+    for state, ids in by_state.items():
         fill, stroke = _COLORS[state]
         lines.append(f"    classDef {state} fill:{fill},stroke:{stroke},color:#18181b")
-        lines.append(f"    class {','.join(ids[name] for name in names)} {state}")
+        lines.append(f"    class {','.join(ids)} {state}")
     return "\n".join(lines) + "\n"
 
 
@@ -50,7 +70,7 @@ def to_dot(graph: Graph, states: States | None = None) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def to_text(graph: Graph, states: States | None = None) -> str:
+def to_text(graph: Graph, states: States | None = None, functions: Functions | None = None) -> str:
     """List the steps by layer for a terminal, each once, with what it waits for.
 
         1  fetch_sources  completed
@@ -58,35 +78,87 @@ def to_text(graph: Graph, states: States | None = None) -> str:
            credibility    available  <- fetch_sources
         3  compile_brief  held       <- keywords, credibility
 
-    Steps of one layer can run at the same time. Steps on a cycle, or behind one, come last, under `?`.
+    Steps of one layer can run at the same time. Steps on a cycle, or behind one, come last, under `?`. Of more than 60 steps,
+    those that are alike are one line.
     """
-    states = states or {}
-    rows = [
-        (number if first else "", _terminal_text(name), _terminal_text(states.get(name, "")), graph[name])
-        for number, layer in _layers(graph)
-        for first, name in zip([True] + [False] * (len(layer) - 1), layer, strict=True)
-    ]
+    rows = _rows(graph, states, functions, fold=len(graph) > _TEXT_STEPS)
     if not rows:
         return "(no steps)\n"
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    cells = [
+        (
+            layer if first else "",
+            _terminal_text(rows[i].label),
+            _terminal_text(rows[i].text),
+            rows[i].waits_for,
+        )
+        for layer, numbers in _layers(rows)
+        for first, i in zip([True] + [False] * (len(numbers) - 1), numbers, strict=True)
+    ]
+    widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
     lines = []
-    for number, name, state, waits_for in rows:
-        line = f"{number:>{widths[0]}}  {name:<{widths[1]}}"
+    for layer, label, text, waits_for in cells:
+        line = f"{layer:>{widths[0]}}  {label:<{widths[1]}}"
         if widths[2]:
-            line += f"  {state:<{widths[2]}}"
+            line += f"  {text:<{widths[2]}}"
         if waits_for:
             line += f"  <- {_few(waits_for)}"
         lines.append(line.rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _layers(graph: Graph) -> list[tuple[str, list[str]]]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A step, or steps that are alike.
+
+    Attributes:
+        label: What it is called.
+        state: That of all its steps; empty where they differ.
+        text: The state, or how many steps are in which.
+        deps: Numbers of the rows that it waits for.
+        waits_for: What those are called, and what it waits for that is no step.
+    """
+
+    label: str
+    state: str
+    text: str
+    deps: Sequence[int]
+    waits_for: Sequence[str]
+
+
+def _rows(graph: Graph, states: States | None, functions: Functions | None, *, fold: bool) -> list[_Row]:
+    states = states or {}
+    if not fold:
+        numbers = {name: number for number, name in enumerate(graph)}
+        return [
+            _Row(
+                name,
+                states.get(name, ""),
+                states.get(name, ""),
+                [numbers[on] for on in waits_for if on in numbers],
+                waits_for,
+            )
+            for name, waits_for in graph.items()
+        ]
     names = list(graph)
-    index = {name: number for number, name in enumerate(names)}
-    sorted_layers = layers([[index[on] for on in waits_for if on in index] for waits_for in graph.values()])
-    found = [(str(number), [names[i] for i in layer]) for number, layer in enumerate(sorted_layers, 1)]
+    folded = _fold.fold(graph, functions)
+    deps: list[list[int]] = [[] for _ in folded.parts]
+    for on, number in folded.edges:
+        deps[number].append(on)
+    labels = [f"{part.label} ({len(part.steps):,})" if part.group else part.label for part in folded.parts]
+    rows = []
+    for part, label, waits_for in zip(folded.parts, labels, deps, strict=True):
+        counts = Counter(states.get(names[step], "") for step in part.steps)
+        state = next(iter(counts)) if len(counts) == 1 else ""
+        text = state or ", ".join(f"{count:,} {state}" for state, count in counts.items() if state)
+        rows.append(_Row(label, state, text, waits_for, [labels[on] for on in waits_for]))
+    return rows
+
+
+def _layers(rows: Sequence[_Row]) -> list[tuple[str, list[int]]]:
+    sorted_layers = layers([row.deps for row in rows])
+    found = [(str(number), layer) for number, layer in enumerate(sorted_layers, 1)]
     placed = {i for layer in sorted_layers for i in layer}
-    rest = [name for i, name in enumerate(names) if i not in placed]
+    rest = [i for i in range(len(rows)) if i not in placed]
     return [*found, ("?", rest)] if rest else found
 
 

@@ -11,9 +11,10 @@ from psycopg import AsyncConnection
 from baton import _codec, snapshot, why
 from baton._declare import Ref, registered
 from baton._engine import Engine
-from baton._feed import Feeds
+from baton._following import Following
 from baton._names import uuid7
 from baton._states import RunState, StepState
+from baton._stream import Follower
 from baton._waiting import Waiters
 from baton.errors import (
     InvalidOption,
@@ -24,7 +25,8 @@ from baton.errors import (
     StepFailed,
     WorkflowTimeout,
 )
-from baton.snapshot import Graph, RunChange, RunStatus, RunSummary, StepStatus
+from baton.events import Event
+from baton.snapshot import Chunk, Graph, RunChange, RunStatus, RunSummary, StepStatus
 from baton.why import Explanation, RunExplanation
 
 
@@ -34,7 +36,7 @@ class Access:
 
     connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
     waiters: Waiters
-    feeds: Feeds
+    following: Following
     engine: Engine
     prefix: str
 
@@ -172,7 +174,52 @@ class Run:
             RunNotFound: There is no such run; raised on entering.
             NotStarted: Outside of `async with`, or Baton is not running.
         """
-        return self._access.feeds.run_changes(self._id)
+        return self._access.following.run_changes(self._id)
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """What happens in the run, to its end: first what holds already, last a WorkflowFinished.
+
+            async with run.events() as events:
+                async for event in events:
+                    print(event)
+
+        As `baton.subscribe(run.id)`, but over when the run has finished: of one that has, you get what became of it.
+
+        Raises:
+            RunNotFound: There is no such run; raised on entering.
+            NotStarted: Outside of `async with`, or Baton is not running.
+        """
+        return self._access.following.run_events(self._id)
+
+    def stream(self, step: str | Ref[Any], *, attempt: int | None = None) -> AsyncIterator[Chunk]:
+        """What a step writes with `baton.stream.write`: all there is from the start, then what comes until it has settled.
+
+            async for chunk in run.stream("write_brief"):
+                print(chunk.value, end="")
+
+        Each chunk comes once and in order; one that comes late misses nothing. When the step is retried, the chunks of its next
+        attempt follow, from position 0: `Chunk.attempt` tells.
+
+        Args:
+            step: Its name or ref.
+            attempt: Only what this attempt streams. By default it begins with the newest that has streamed.
+
+        Raises:
+            ResultNotFound: The run has no such step.
+            RunNotFound: There is no such run.
+        """
+        if attempt is not None and (type(attempt) is not int or not 1 <= attempt < 2**31):
+            raise InvalidOption(f"attempt is {attempt!r}; attempts are counted from 1")
+        access = self._access
+        follower = Follower(
+            access.connection,
+            access.prefix,
+            access.waiters,
+            run_id=self._id,
+            step=_name(step),
+            attempt=attempt,
+        )
+        return follower.chunks()
 
     async def graph(self) -> Graph:
         """The steps with their states, ready to draw.
@@ -186,6 +233,7 @@ class Run:
             deps={step.name: step.deps for step in status.steps},
             states=status.states(),
             functions={step.name: step.function for step in status.steps},
+            positions={step.name: step.position for step in status.steps},
         )
 
     @overload

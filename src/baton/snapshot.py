@@ -13,9 +13,10 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, kwargs_row
 
-from baton import _fold, _layout, _store, render
+from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
+from baton.events import WorkflowFinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,40 @@ class StepStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of what a step streamed, with `baton.stream.write`.
+
+    Attributes:
+        attempt: Of the attempt that wrote it.
+        position: Its place in the stream of that attempt, from 0 on and without gaps.
+        value: As JSON holds it.
+    """
+
+    attempt: int
+    position: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPage:
+    """Some of what a step has streamed.
+
+    Attributes:
+        step_id: Of the step.
+        attempt: The one that was asked for, or the newest that has streamed; None while none has.
+        chunks: In order.
+        more: Whether there may be more behind these already.
+        ended: Whether there is nothing behind these, and never will be.
+    """
+
+    step_id: int
+    attempt: int | None
+    chunks: tuple[Chunk, ...]
+    more: bool
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """A run and its steps at one moment."""
 
@@ -185,17 +220,27 @@ class Graph:
         """
         return _layout.layout(_fold.fold(self.deps, self.functions, positions=self.positions, expand=expand))
 
+    def to_svg(self, expand: Collection[str] = ()) -> str:
+        """An SVG file of its own, light or dark as its reader has it, with steps that are alike as one box.
+
+        Args:
+            expand: As for `layout`.
+        """
+        positions = {name: self.positions.get(name, number) for number, name in enumerate(self.deps)}
+        states = {positions[name]: state for name, state in self.states.items() if name in positions}
+        return render.to_svg(self.layout(expand), states, title=self.name)
+
     def to_mermaid(self) -> str:
-        """A Mermaid flowchart with a class per state."""
-        return render.to_mermaid(self.deps, states=self.states)
+        """A Mermaid flowchart with a class per state; of more than 500 edges, with steps that are alike as one."""
+        return render.to_mermaid(self.deps, self.states, self.functions)
 
     def to_dot(self) -> str:
         """A Graphviz digraph."""
-        return render.to_dot(self.deps, states=self.states)
+        return render.to_dot(self.deps, self.states)
 
     def to_text(self) -> str:
-        """A listing for the terminal."""
-        return render.to_text(self.deps, states=self.states)
+        """A listing for the terminal; of more than 60 steps, with those that are alike on one line."""
+        return render.to_text(self.deps, self.states, self.functions)
 
 
 class Connections(Protocol):
@@ -296,6 +341,48 @@ def _step_status(
     return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
 
 
+async def read_stream(
+    conn: AsyncConnection,
+    prefix: str,
+    run_id: UUID,
+    which: Mapping[str, object],
+    *,
+    attempt: int | None,
+    after: int,
+    on: bool,
+    limit: int,
+    most_bytes: int,
+) -> StreamPage | None:
+    """What a step has streamed behind a place in an attempt, None if there is no such step.
+
+    Args:
+        which: Its `name`, or its `position` and None.
+        attempt: None for the newest that has streamed.
+        on: Go on with later attempts.
+        most_bytes: Of the page, which is over it by one chunk at most.
+    """
+    cursor = await conn.execute(
+        _store.load("read_stream", prefix),
+        {
+            "id": run_id,
+            **which,
+            "attempt": attempt,
+            "after": after,
+            "on": on,
+            "limit": limit,
+            "bytes": most_bytes,
+        },
+    )
+    rows = await cursor.fetchall()
+    if not rows:
+        return None
+    step_id, over, begins_in = rows[0][:3]
+    found = [row[3:] for row in rows if row[3] is not None]
+    more = len(found) == limit or sum(size for _, _, size, _ in found) >= most_bytes
+    chunks = tuple(Chunk(attempt, position, _codec.decode(text)) for attempt, position, _, text in found)
+    return StreamPage(step_id, begins_in, chunks, more, over and not more)
+
+
 async def read_results(
     conn: AsyncConnection, prefix: str, run_id: UUID, names: Sequence[str] | None
 ) -> list[tuple[str, str, str]]:
@@ -320,6 +407,19 @@ class RunChange:
 
 
 @dataclass(frozen=True, slots=True)
+class RunsChange:
+    """What is new about the runs.
+
+    Attributes:
+        runs: As they are now: the first time the newest, then those that changed or are new.
+        removed: Ids of runs that are gone.
+    """
+
+    runs: tuple[RunSummary, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Marked:
     """A step as it was read, with a mark that is another one whenever a row it is read from was changed."""
 
@@ -329,14 +429,8 @@ class Marked:
     status: StepStatus
 
 
-async def read_step_ids(conn: AsyncConnection, prefix: str, run_id: UUID) -> list[int]:
-    """Ids of the steps of a run, in the order they were added."""
-    cursor = await conn.execute(_store.load("read_step_ids", prefix), {"id": run_id})
-    return [step_id for (step_id,) in await cursor.fetchall()]
-
-
 async def read_marked(conn: AsyncConnection, prefix: str, ids: Sequence[int]) -> list[Marked]:
-    """Steps of whatever run, by id, in no order; those that are there."""
+    """Steps of whatever runs, by id, in no order; those that are there."""
     async with conn.cursor(row_factory=kwargs_row(_marked)) as cursor:
         await cursor.execute(_store.load("read_followed_steps", prefix), {"ids": list(ids)})
         return await cursor.fetchall()
@@ -346,9 +440,42 @@ def _marked(*, step_id: int, workflow_id: UUID, mark: str, **fields: Any) -> Mar
     return Marked(step_id, str(workflow_id), mark, _step_status(**fields))
 
 
-async def find_changed(conn: AsyncConnection, prefix: str, marks: Mapping[int, str]) -> list[int]:
-    """Of the steps with these ids, those that are not any more as their mark says, or are gone."""
-    cursor = await conn.execute(
-        _store.load("find_changed_steps", prefix), {"ids": list(marks), "marks": list(marks.values())}
+async def read_marked_runs(
+    conn: AsyncConnection, prefix: str, ids: Collection[str]
+) -> list[tuple[RunSummary, str]]:
+    """Runs with a mark each, the newest first; those that are there."""
+    async with conn.cursor(row_factory=kwargs_row(_marked_run)) as cursor:
+        await cursor.execute(_store.load("read_followed_runs", prefix), {"ids": list(ids)})
+        return await cursor.fetchall()
+
+
+def _marked_run(*, mark: str, **fields: Any) -> tuple[RunSummary, str]:
+    return _RunRow(**fields).summary(), mark
+
+
+async def read_ends(conn: AsyncConnection, prefix: str, told: Mapping[str, int]) -> list[WorkflowFinished]:
+    """Ends of runs, in generations after the one given for each, by run and generation."""
+    async with conn.cursor(row_factory=kwargs_row(_end)) as cursor:
+        await cursor.execute(
+            _store.load("read_ends", prefix), {"ids": list(told), "after": list(told.values())}
+        )
+        return await cursor.fetchall()
+
+
+def _end(
+    *,
+    event_id: UUID,
+    workflow_id: UUID,
+    outcome: str,
+    failed_steps: list[str],
+    timestamp: datetime,
+    **fields: Any,
+) -> WorkflowFinished:
+    return WorkflowFinished(
+        id=str(event_id),
+        workflow_id=str(workflow_id),
+        outcome=RunState(outcome),
+        failed_steps=tuple(failed_steps),
+        timestamp=timestamp.astimezone(UTC),
+        **fields,
     )
-    return [step_id for (step_id,) in await cursor.fetchall()]

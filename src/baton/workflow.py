@@ -30,7 +30,9 @@ from baton._declare import (
     checked_tags,
     registered,
 )
+from baton._fold import fold
 from baton._graph import find_cycle
+from baton._layout import layout
 from baton._names import step_name, workflow_key, workflow_name
 from baton.errors import (
     CycleError,
@@ -276,16 +278,28 @@ class Workflow:
         return hashlib.sha256(text).hexdigest()
 
     def to_mermaid(self, states: Mapping[str, str] | None = None) -> str:
-        """Draw the workflow as a Mermaid flowchart; `states` by step name give colours."""
-        return render.to_mermaid(self._graph(), states)
+        """Draw the workflow as a Mermaid flowchart; `states` by step name give colours.
+
+        Of more than 500 edges, which is what Mermaid draws, steps that are alike are one node.
+        """
+        return render.to_mermaid(self._graph(), states, self._functions())
 
     def to_dot(self, states: Mapping[str, str] | None = None) -> str:
         """Draw the workflow as a Graphviz digraph; `states` by step name give colours."""
         return render.to_dot(self._graph(), states)
 
     def to_text(self, states: Mapping[str, str] | None = None) -> str:
-        """List the workflow for a terminal, layer by layer."""
-        return render.to_text(self._graph(), states)
+        """List the workflow for a terminal, layer by layer; of more than 60 steps, those that are alike on one line."""
+        return render.to_text(self._graph(), states, self._functions())
+
+    def to_svg(self, states: Mapping[str, str] | None = None) -> str:
+        """Draw the workflow as an SVG file of its own, with steps that are alike as one box; `states` by step name."""
+        graph = self._graph()
+        found = {position: states[name] for position, name in enumerate(graph) if states and name in states}
+        return render.to_svg(layout(fold(graph, self._functions())), found, title=self.name)
+
+    def _functions(self) -> dict[str, str]:
+        return {name: step.function for name, step in self._steps.items()}
 
     def _graph(self) -> dict[str, tuple[str, ...]]:
         return {name: step.deps for name, step in self._steps.items()}

@@ -15,6 +15,7 @@ BEGIN
   END LOOP;
 END
 $$;
+DROP VIEW IF EXISTS /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges;
 DROP TABLE IF EXISTS /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges,
   /* schema */workflow_completions, /* schema */workflow_checkpoints, /* schema */workflow_repairs,
   /* schema */workflow_subscribers, /* schema */workflow_consumers, /* schema */workflow_deliveries,

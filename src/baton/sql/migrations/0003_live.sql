@@ -1,4 +1,6 @@
--- 0003_live: what steps tell while they run. New tables only, so nothing that runs meanwhile is held up or rewritten.
+-- 0003_live: what steps tell while they run, and what lists of runs and steps are read by. No row is rewritten. The indexes on tables
+-- that are there already are built while workers wait, a second or two for a million rows; on a larger table they can be built
+-- beforehand, CONCURRENTLY and under the same names, and are then left as they are.
 
 -- Rewritten as often as its step says something new: no index has a column that changes, so such an update stays on its page.
 CREATE TABLE /* schema */workflow_progress (
@@ -34,3 +36,10 @@ CREATE TABLE /* schema */workflow_streams (
 );
 
 COMMENT ON COLUMN /* schema */workflow_streams.bytes IS 'of the chunk as JSON, so that a page is measured without reading what is on it';
+
+-- Lists come out of these in their order, newest first, and end early.
+CREATE INDEX IF NOT EXISTS workflows_state ON /* schema */workflows ((coalesce(outcome, 'executing')), id);
+CREATE INDEX IF NOT EXISTS workflows_name ON /* schema */workflows (name text_pattern_ops, id);
+CREATE INDEX IF NOT EXISTS workflows_key ON /* schema */workflows (key, id) WHERE key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS workflows_inserted ON /* schema */workflows (inserted_at);
+CREATE INDEX IF NOT EXISTS workflow_nodes_position ON /* schema */workflow_nodes (workflow_id, position);

@@ -1,0 +1,72 @@
+"""What the page reads: runs and steps as JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from baton import RunState, RunSummary, StepState, StepStatus
+
+_LONGEST_ERROR = 300
+
+
+def dumps(value: Any) -> bytes:
+    """JSON with times in UTC, as `2026-11-26T08:00:00Z`."""
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
+
+
+def run(summary: RunSummary) -> dict[str, Any]:
+    """A run without its steps."""
+    return {
+        "id": summary.id,
+        "name": summary.name,
+        "key": summary.key,
+        "state": summary.state,
+        "generation": summary.generation,
+        "steps": summary.steps,
+        "unsettled": summary.unsettled,
+        "failed": summary.failed,
+        "inserted_at": summary.inserted_at,
+        "finished_at": summary.finished_at,
+        "paused_at": summary.paused_at,
+        "cancel_requested_at": summary.cancel_requested_at,
+        "cancel_reason": summary.cancel_reason,
+        "deadline_at": summary.deadline_at,
+        "rerun_of": summary.rerun_of,
+    }
+
+
+def step(status: StepStatus) -> dict[str, Any]:
+    """A step as lists, boxes and the timeline show it."""
+    progress = status.progress
+    return {
+        "position": status.position,
+        "name": status.name,
+        "state": status.state,
+        "function": status.function,
+        "queue": status.queue,
+        "attempt": status.attempt,
+        "max_attempts": status.max_attempts,
+        "error": last_line(status.error),
+        "scheduled_at": status.scheduled_at,
+        "started_at": status.started_at,
+        "settled_at": status.settled_at,
+        "waiting_on": status.waiting_on,
+        "snoozed": status.snoozed,
+        "runs_on": status.runs_on,
+        "cancel_requested_at": status.cancel_requested_at,
+        "progress": progress
+        and {"done": progress.done, "total": progress.total, "message": progress.message},
+        "chunks": status.chunks,
+    }
+
+
+def counts(by_state: Mapping[RunState, int] | Mapping[StepState, int]) -> dict[str, int]:
+    """How many by state, of the states that there are."""
+    return {state.value: count for state, count in by_state.items() if count}
+
+
+def last_line(error: str | None) -> str | None:
+    """The line of an error that says what it is: the last of a traceback. None for none."""
+    lines = (error or "").strip().splitlines()
+    return lines[-1].strip()[:_LONGEST_ERROR] if lines else None
