@@ -165,7 +165,7 @@ class Graph {
     const { wants } = this;
     this.wants = {};
     if (!this.layout || !this.size.width) return;
-    if (wants.follow) this.chase();
+    if (wants.follow && this.follow) this.chase();
     if (wants.view) {
       const { x, y, k } = this.view;
       setAttr(this.world, "transform", `translate(${x.toFixed(2)} ${y.toFixed(2)}) scale(${k.toFixed(4)})`);
