@@ -1,4 +1,4 @@
-"""The page's server: mounted beside an app, what it answers, what it streams, what its actions do. Attacks: test_web_security.py."""
+"""The page's server: mounted beside an app, what it answers and streams, what its actions do. Attacks: test_web_security.py."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -47,6 +48,14 @@ async def fail(text: str) -> None:
 async def wait(gate: str) -> str:
     await GATES[gate].wait()
     return gate
+
+
+@step(name="tests.web.tell")
+async def tell(chunks: int, gate: str) -> None:
+    for n in range(chunks):
+        baton.stream.write({"n": n})
+    baton.progress(chunks, 2 * chunks, "half way")
+    await GATES[gate].wait()
 
 
 @step(name="tests.web.big")
@@ -211,11 +220,8 @@ async def test_alone_it_takes_part_in_a_servers_lifespan(workflows: Baton) -> No
 async def test_before_its_baton_starts_and_after_it_stops_it_says_so(baton_dsn: str) -> None:
     workflows = Baton(baton_dsn)
     async with Visitor(baton.web.app(workflows, authorize=everything)) as visitor:
-        paths = (
-            "api/runs",
-            "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff",
-            "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff/events",
-        )
+        run = "api/runs/018bcfe5-687b-7fff-bfff-ffffffffffff"
+        paths = ("api/runs", run, f"{run}/events")
         for path in paths:
             assert "not started" in (await visitor.json(path, 503))["error"]
         assert (await visitor.get()).status_code == 200
@@ -314,7 +320,7 @@ async def test_a_run_is_drawn_with_a_fan_out_as_one_box(workflows: Baton, page: 
     assert (boxes["first"]["group"], boxes["first"]["total"]) == (False, 1)
     assert boxes["first"]["function"] == "tests.web.double"
     assert all(
-        0 <= box["x"] and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values()
+        box["x"] >= 0 and box["x"] + box["width"] <= shown["layout"]["width"] for box in boxes.values()
     )
     ends = {(edge["source"], edge["target"]) for edge in shown["layout"]["edges"]}
     assert ends == {
@@ -414,6 +420,31 @@ async def test_a_large_result_is_cut_in_the_panel_and_whole_in_the_file(
     answer = await page.get(f"{path}/result")
     assert answer.json() == "x" * 100_000
     assert answer.headers["content-disposition"] == f'attachment; filename="only-{run.id[-8:]}.json"'
+
+
+async def test_what_a_step_streams_is_read_in_pages_while_it_runs(workflows: Baton, page: Visitor) -> None:
+    gate("a")
+    run = await workflows.insert(one(tell.new(1_200, "a")))
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        while True:
+            ((_, box),) = (await events.named("change"))["boxes"].items()
+            if box["chunks"] == 1_200 and box["progress"]:
+                break
+    assert box["progress"] == {"done": 1200.0, "total": 2400.0, "message": "half way"}
+    path = f"api/runs/{run.id}/steps/{box['position']}/stream"
+    seen: list[int] = []
+    pages = 0
+    while (found := await page.json(path, params={"after": len(seen), "attempt": box["attempt"]}))["chunks"]:
+        assert [chunk["position"] for chunk in found["chunks"]] == list(
+            range(len(seen), len(seen) + len(found["chunks"]))
+        )
+        seen += [chunk["value"]["n"] for chunk in found["chunks"]]
+        assert found["next"] == len(seen)
+        pages += 1
+    assert (pages, seen) == (3, list(range(1_200)))
+    assert found == {"attempt": 1, "chunks": [], "next": 1_200}
+    assert (await page.json(path))["attempt"] == 1
+    GATES["a"].set()
 
 
 async def test_a_step_without_a_result_has_no_file(workflows: Baton, page: Visitor) -> None:
@@ -548,9 +579,11 @@ async def test_the_last_event_id_changes_nothing(workflows: Baton) -> None:
     run = await finished(workflows, fan())
     app = baton.web.app(workflows, authorize=everything)
     for value in ("5", "-1", "x" * 10_000):
-        async with Visitor(app, headers={"Last-Event-ID": value}) as page:
-            async with page.stream(f"api/runs/{run.id}/events") as events:
-                assert len((await events.named("change"))["boxes"]) == 3
+        async with (
+            Visitor(app, headers={"Last-Event-ID": value}) as page,
+            page.stream(f"api/runs/{run.id}/events") as events,
+        ):
+            assert len((await events.named("change"))["boxes"]) == 3
 
 
 async def test_the_list_hears_of_new_runs_and_of_their_ends(workflows: Baton, page: Visitor) -> None:
@@ -620,6 +653,40 @@ async def test_users_without_a_name_are_bounded_in_all_alone(workflows: Baton) -
     async with Visitor(app) as page, page.stream(path) as first, page.stream(path) as second:
         await first.named("resync")
         await second.named("resync")
+
+
+async def test_a_step_that_the_drawing_has_not_ends_a_view_so_that_it_is_drawn_anew(
+    workflows: Baton, page: Visitor
+) -> None:
+    run = await finished(workflows, fan())
+    app = baton.web.app(workflows, authorize=everything)
+    async with app.state.site.boards.board(run.id) as board:
+        async with board.view(frozenset()) as view:
+            known = (await run.status()).steps[0]
+            new = replace(known, position=999, name="new")
+            view.apply(await run.summary(), [(None, new)])
+            assert view.over
+        async with board.view(frozenset()) as again:
+            assert again is not view
+            assert not again.over
+
+
+async def test_runs_and_ways_to_look_at_them_are_bounded(
+    workflows: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_board, "_MOST_BOARDS", 1)
+    monkeypatch.setattr(_board, "_MOST_VIEWS", 1)
+    monkeypatch.setattr(_board, "_KEPT_VIEWS", 0)
+    first, second = [await finished(workflows, fan()) for _ in range(2)]
+    async with Visitor(baton.web.app(workflows, authorize=everything)) as page:
+        (group,) = (await page.json(f"api/runs/{first.id}"))["groups"]
+        async with page.stream(f"api/runs/{first.id}/events") as events:
+            await events.named("change")
+            assert (await page.json(f"api/runs/{first.id}"))["counts"] == {"completed": 8}
+            await page.json(f"api/runs/{first.id}?expand={group['id']}", 503)
+            await page.json(f"api/runs/{second.id}", 503)
+        await page.json(f"api/runs/{first.id}?expand={group['id']}")
+        await page.json(f"api/runs/{second.id}")
 
 
 async def test_two_hundred_pages_follow_one_run_on_one_subscription(workflows: Baton, page: Visitor) -> None:

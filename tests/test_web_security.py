@@ -948,7 +948,7 @@ async def test_an_action_is_logged_with_who_what_and_where_from(
         assert (await visitor.act(f"api/runs/{run.id}/retry")).status_code == 200
     (line,) = [record.getMessage() for record in caplog.records if "retry by" in record.getMessage()]
     assert "\n" not in line
-    assert line.startswith(f"retry by {ascii(user)} from '127.0.0.1': run {run.id}")
+    assert line.startswith(f"retry by {user!a} from '127.0.0.1': run {run.id}")
 
 
 # --- the table -------------------------------------------------------------------------------------

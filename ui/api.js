@@ -40,6 +40,9 @@ function address(path, params) {
   return text ? `${path}?${text}` : path;
 }
 
+// Not randomUUID, which plain http does not have.
+const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 const runPath = (id, rest = "") => `api/runs/${encodeURIComponent(id)}${rest}`;
 
 const api = {
@@ -57,7 +60,8 @@ const api = {
   async act(id, verb, body) {
     const response = await request(runPath(id, `/${verb}`), {
       method: "POST",
-      headers: { "Content-Type": "application/json", "X-Baton-CSRF": session.csrf },
+      // The key makes a click that is sent twice one re-run.
+      headers: { "Content-Type": "application/json", "X-Baton-CSRF": session.csrf, "Idempotency-Key": randomKey() },
       body: JSON.stringify(body),
     });
     return response.json();

@@ -95,6 +95,7 @@ class Graph {
     this.crowded = layout.boxes.length > NEAR;
     if (from) this.anchor(from, before);
     else if (kept && this.records.has(keep)) this.shift(kept, this.records.get(keep));
+    this.map.place();
     this.want("view", "look", "edges");
     if ((from || kept) && before.size && !calm.matches) this.fly(before, from);
   }
@@ -131,6 +132,7 @@ class Graph {
     const [before, now] = [this.records.get(this.selected), this.records.get(id)];
     before?.parts?.g.classList.remove("selected");
     this.selected = now ? id : null;
+    if (now) this.setFollow(false);
     this.svg.classList.toggle("picked", Boolean(now));
     if (now) {
       now.parts?.g.classList.add("selected");
@@ -163,7 +165,7 @@ class Graph {
     const { wants } = this;
     this.wants = {};
     if (!this.layout || !this.size.width) return;
-    if (wants.follow) this.chase();
+    if (wants.follow && this.follow) this.chase();
     if (wants.view) {
       const { x, y, k } = this.view;
       setAttr(this.world, "transform", `translate(${x.toFixed(2)} ${y.toFixed(2)}) scale(${k.toFixed(4)})`);
@@ -308,7 +310,7 @@ class Graph {
     const total = `${count(done)} / ${count(box.total)}`;
     put("total", total, (text) => { parts.total.textContent = text; });
     put("label", box.label, (text) => { parts.label.textContent = fitText(text, room - measure(total, SUB_FONT) - 8, LABEL_FONT); });
-    const words = ["executing", "retryable", "discarded", "cancelled", "available", "held"].filter((state) => counts.get(state)).slice(0, 3).map((state) => `${count(counts.get(state))} ${state}`);
+    const words = ["executing", "discarded", "retryable", "cancelled", "available", "scheduled", "held"].filter((state) => counts.get(state)).slice(0, 2).map((state) => `${count(counts.get(state))} ${state}`);
     const sub = words.join(" · ") || "all completed";
     put("sub", sub, (text) => { parts.sub.textContent = fitText(text, box.width - 52, SUB_FONT); });
     put("failed", Boolean(counts.get("discarded")), (yes) => parts.g.classList.toggle("has-failed", yes));
@@ -385,8 +387,9 @@ class Graph {
     this.want("view", "look", "edges");
   }
 
-  /** The box to look at first: what runs, what failed, what is next, the beginning. */
+  /** The box to look at first: what is open, what runs, what failed, what is next, the beginning. */
   focus() {
+    if (this.records.has(this.selected)) return this.records.get(this.selected).box;
     const boxes = [...this.records.values()];
     for (const kinds of [["executing"], ["discarded"], ["retryable", "available"], ["cancelled"]]) {
       const found = boxes.filter(({ kind, state, box }) => kinds.includes(kind) || (box.group && kinds.includes("discarded") && toMap(state?.counts).get("discarded")));
@@ -657,7 +660,7 @@ class MiniMap {
     const go = (event) => {
       if (!event.buttons) return;
       const box = this.canvas.getBoundingClientRect();
-      const [x, y] = [(event.clientX - box.left) / this.k, (event.clientY - box.top) / this.k];
+      const [x, y] = [(event.clientX - box.left) / this.kx, (event.clientY - box.top) / this.ky];
       graph.setFollow(false);
       graph.view = graph.centred(x, y, graph.view.k);
       graph.want("view");
@@ -674,9 +677,11 @@ class MiniMap {
   place() {
     const { layout, size } = this.graph;
     if (!layout) return;
-    this.k = Math.min(176 / layout.width, 112 / layout.height);
-    this.width = Math.max(12, layout.width * this.k);
-    this.height = Math.max(12, layout.height * this.k);
+    const k = Math.min(176 / layout.width, 112 / layout.height);
+    this.width = Math.max(28, layout.width * k);
+    this.height = Math.max(20, layout.height * k);
+    this.kx = this.width / layout.width;
+    this.ky = this.height / layout.height;
     const scale = devicePixelRatio || 1;
     this.canvas.width = this.width * scale;
     this.canvas.height = this.height * scale;
@@ -697,7 +702,7 @@ class MiniMap {
     pen.clearRect(0, 0, this.width, this.height);
     for (const { box, kind } of records.values()) {
       pen.fillStyle = colors.get(kind) ?? colors.get("held");
-      pen.fillRect(box.x * this.k, box.y * this.k, Math.max(1.5, box.width * this.k), Math.max(1, box.height * this.k));
+      pen.fillRect(box.x * this.kx, box.y * this.ky, Math.max(1.5, box.width * this.kx), Math.max(1, box.height * this.ky));
     }
   }
 
@@ -719,11 +724,11 @@ class MiniMap {
       this.element.hidden = hide;
       this.draw();
     }
-    const left = Math.max(0, area.x * this.k);
-    const top = Math.max(0, Math.min(this.height - 4, area.y * this.k));
+    const left = Math.max(0, Math.min(this.width - 4, area.x * this.kx));
+    const top = Math.max(0, Math.min(this.height - 4, area.y * this.ky));
     this.frame.style.transform = `translate(${left}px, ${top}px)`;
-    this.frame.style.width = `${Math.max(4, Math.min(this.width, (area.x + area.width) * this.k) - left)}px`;
-    this.frame.style.height = `${Math.max(4, Math.min(this.height, (area.y + area.height) * this.k) - top)}px`;
+    this.frame.style.width = `${Math.max(4, Math.min(this.width, (area.x + area.width) * this.kx) - left)}px`;
+    this.frame.style.height = `${Math.max(4, Math.min(this.height, (area.y + area.height) * this.ky) - top)}px`;
   }
 }
 
@@ -787,6 +792,7 @@ function stepWords(step) {
 function stepTime(step) {
   if (!step.started_at) return "";
   const ended = time(step.settled_at);
+  if (ended === null && step.state !== "executing") return "";
   return ended === null ? ticking(clock.now() - time(step.started_at)) : duration(ended - time(step.started_at));
 }
 

@@ -10,7 +10,7 @@ const KEYS = [
 function showHelp() {
   const dialog = h("dialog", { class: "dialog help", "aria-labelledby": "help-title" },
     h("form", { method: "dialog" },
-      h("div", { class: "part-head" }, h("h2", { id: "help-title", text: "Keyboard" }), h("span", { class: "grow" }), h("button", { class: "ghost square", "aria-label": "Close" }, icon("close"))),
+      h("div", { class: "part-head" }, h("h2", { id: "help-title", tabindex: -1, autofocus: true, text: "Keyboard" }), h("span", { class: "grow" }), h("button", { class: "ghost square", "aria-label": "Close" }, icon("close"))),
       h("div", { class: "help-grid" }, KEYS.map(([title, keys]) => h("section", {}, h("h3", { text: title }),
         h("dl", {}, keys.map(([key, meaning]) => h("div", {}, h("dt", {}, key.split("  ").map((each) => h("kbd", { text: each }))), h("dd", { text: meaning })))))))));
   dialog.addEventListener("close", () => dialog.remove());

@@ -9,6 +9,7 @@ const SILENCE = 150_000;
 const connection = {
   state: "connecting",
   since: 0,
+  reason: "",
   listeners: new Set(),
   set(state) {
     if (state === this.state) return;
@@ -122,9 +123,13 @@ class Live {
 
   /** An EventSource does not tell a closed door from a broken line, so ask. */
   async explain() {
+    const asked = new AbortController();
+    connection.reason = "";
     try {
-      await api.session();
+      await request(this.url, { signal: asked.signal });
+      asked.abort();
     } catch (error) {
+      if (error.status) connection.reason = error.message;
       if (error.status === 401 || error.status === 403) {
         this.disconnect();
         connection.set("refused");

@@ -3,6 +3,8 @@
 const LOAD_RESULT = 2_000_000;
 const STREAM_ROWS = 2000;
 const GROUP_PAGE = 50;
+// What runs every @step says nothing about one of them.
+const OWN_WORKER = "baton.StepWorker";
 
 /** A drawer that the run view fills. */
 class Panel {
@@ -130,7 +132,7 @@ class StepPanel {
         step.cancel_requested_at && !SETTLED.has(step.state) ? h("span", { class: "muted", text: "cancel requested" }) : null,
         h("span", { class: "muted", text: ["executing", "completed"].includes(step.state) ? "" : MEANINGS.get(step.state) ?? "" })), () => this.run.select(null)),
       ...[this.why(), this.progress, this.actions(), this.timeLine, this.errors(open, first), this.streamPart(), this.resultPart(), this.argumentsPart(),
-        this.links("Depends on", step.dependencies), this.links("Needed by", step.dependents)].filter(Boolean));
+        this.links("Depends on", step.dependencies, step.dependencies_count), this.links("Needed by", step.dependents, step.dependents_count)].filter(Boolean));
     this.drawFacts();
     this.drawProgress();
   }
@@ -161,13 +163,13 @@ class StepPanel {
     this.took = h("span", { class: "num" });
     const facts = [
       fact("Attempt", h("span", { class: "num", text: `${step.attempt} of ${step.max_attempts}${step.snoozed ? `, snoozed ${plural(step.snoozed, "time")}` : ""}` })),
-      started === null ? null : fact(settled === null ? "Running for" : "Took", this.took),
-      started === null && scheduled !== null && !SETTLED.has(step.state) ? fact(scheduled > clock.now() ? "May run" : "Due", timeTag(step.scheduled_at)) : null,
-      started === null ? null : fact("Started", timeTag(step.started_at)),
+      started === null || !(settled || step.state === "executing") ? null : fact(settled === null ? "Running for" : "Took", this.took),
+      ["available", "scheduled", "retryable"].includes(step.state) && scheduled !== null ? fact(scheduled > clock.now() ? "May run" : "Due", timeTag(step.scheduled_at)) : null,
+      started === null ? null : fact(step.state === "executing" || settled ? "Started" : "Last attempt began", timeTag(step.started_at)),
       settled === null ? null : fact("Ended", timeTag(step.settled_at)),
       fact("Queue", h("bdi", { text: step.queue || "–" })),
       fact("Function", h("code", { dir: "auto", text: step.function })),
-      step.worker && step.worker !== step.function ? fact("Worker", h("code", { dir: "auto", text: step.worker })) : null,
+      step.worker && step.worker !== OWN_WORKER && step.worker !== step.function ? fact("Worker", h("code", { dir: "auto", text: step.worker })) : null,
       fact("Job", h("code", { text: String(step.job_id ?? "–") })),
       step.runs_on && step.runs_on !== "success" ? fact("Runs", h("span", { text: step.runs_on === "always" ? "always, whatever its dependencies did" : "only after a failure" })) : null,
       step.waiting_on ? fact("Waits for", h("span", { text: plural(step.waiting_on, "step") })) : null,
@@ -254,17 +256,20 @@ class StepPanel {
 
   argumentsPart() {
     const { step } = this;
-    if (!step.arguments) return null;
-    this.argumentsView ??= jsonView(step.arguments);
-    const cut = step.arguments_size > step.arguments.length;
-    return section("Arguments", h("span", { class: "row" }, cut ? h("span", { class: "muted", text: `cut, ${bytes(step.arguments_size)} in all` }) : null, copyButton(() => step.arguments, "Copy the arguments")), this.argumentsView);
+    const filled = Object.entries(step.references ?? {});
+    if (!step.arguments && !filled.length) return null;
+    this.argumentsView ??= h("div", { class: "stack" },
+      step.arguments ? jsonView(step.arguments) : null,
+      filled.length ? h("dl", { class: "filled" }, filled.map(([key, source]) => h("div", {}, h("dt", { dir: "auto", text: key }), h("dd", { dir: "auto", text: `← ${source}` })))) : null);
+    const cut = step.arguments_size > (step.arguments ?? "").length;
+    return section("Arguments", h("span", { class: "row" }, cut ? h("span", { class: "muted", text: `cut, ${bytes(step.arguments_size)} in all` }) : null, copyButton(() => step.arguments ?? "", "Copy the arguments")), this.argumentsView);
   }
 
-  links(title, steps) {
-    if (!steps?.length) return null;
-    const rest = title === "Needed by" && steps.length === 50 ? h("p", { class: "muted", text: "The first 50 are shown." }) : null;
-    return section(title, h("span", { class: "muted num", text: count(steps.length) }), h("ul", { class: "links" }, steps.map((step) =>
-      h("li", {}, link(router.with({ step: step.position }), { class: `step-link ${stateClass(step.state)}` }, icon(step.state), name(step.name, { class: "cut" }), h("span", { class: "muted", text: capital(step.state) }))))), rest);
+  links(title, steps, all = steps.length) {
+    if (!steps.length) return null;
+    return section(title, h("span", { class: "muted num", text: all > steps.length ? `the first ${count(steps.length)} of ${count(all)}` : count(all) }),
+      h("ul", { class: "links" }, steps.map((step) => h("li", {},
+        link(router.with({ step: step.position }), { class: `step-link ${stateClass(step.state)}` }, icon(step.state), name(step.name, { class: "cut" }), h("span", { class: "muted", text: capital(step.state) }))))));
   }
 }
 

@@ -1,6 +1,7 @@
 // All runs: a live list, with its filters in the address.
 
 const PAGE = 50;
+const MOST = 200;
 const SPANS = new Map([["1h", 3_600_000], ["24h", 86_400_000], ["7d", 7 * 86_400_000], ["30d", 30 * 86_400_000]]);
 const SPAN_WORDS = new Map([["", "Any time"], ["1h", "Last hour"], ["24h", "Last 24 hours"], ["7d", "Last 7 days"], ["30d", "Last 30 days"], ["custom", "From … to …"]]);
 const COUNT_LIMIT = 10_000;
@@ -26,17 +27,20 @@ class RunsView {
     this.waiting = new Map();
     this.early = null;
     this.next = null;
+    this.again = false;
+    this.anew = false;
     this.abort = null;
     this.untick = ticker.add(() => this.tick());
     this.recount = throttle(2000, () => this.fetchCounts());
     this.build();
-    this.live = new Live("api/runs/events", { runs: (change) => this.change(change) }, () => this.load({ quiet: true }));
+    this.live = new Live("api/runs/events", { runs: (change) => this.change(change) }, () => this.load());
     this.update();
   }
 
   close() {
     this.live.close();
     this.untick();
+    this.again = false;
     this.abort?.abort();
     this.recount.stop();
     this.search.stop();
@@ -86,7 +90,7 @@ class RunsView {
     this.from.value = params.get("from") ?? "";
     this.to.value = params.get("to") ?? "";
     this.drawTabs();
-    this.load();
+    this.load({ anew: true });
   }
 
   filters() {
@@ -116,38 +120,53 @@ class RunsView {
       && (!after || time(run.inserted_at) >= Date.parse(after)) && (!before || time(run.inserted_at) <= Date.parse(before));
   }
 
-  async load({ quiet = false } = {}) {
-    this.abort?.abort();
-    this.abort = new AbortController();
-    this.early = [];
-    if (!quiet) this.body.classList.add("busy");
-    try {
-      const limit = quiet ? Math.min(Math.max(this.runs.size, PAGE), 200) : PAGE;
-      const found = await api.runs({ ...this.filters(), limit }, this.abort.signal);
-      this.show(found);
-    } catch (error) {
-      if (error.name !== "AbortError") this.failed(error, quiet);
+  /** Read the list from its top, `anew` or into what stands. One at a time: who asks meanwhile makes it read once more. */
+  async load({ anew = false } = {}) {
+    this.again = true;
+    if (anew) {
+      this.anew = true;
+      this.abort?.abort();
+      this.abort = new AbortController();
+      this.body.classList.add("busy");
     }
-  }
-
-  failed(error, quiet) {
+    if (this.early) return;
+    while (this.again) {
+      this.again = false;
+      this.early = [];
+      try {
+        const limit = this.anew ? PAGE : Math.min(Math.max(this.runs.size, PAGE), MOST);
+        this.show(await api.runs({ ...this.filters(), limit }, this.abort.signal));
+      } catch (error) {
+        if (error.name !== "AbortError" && this.anew) this.body.replaceChildren(problem(error, () => this.load({ anew: true })));
+      }
+    }
     this.early = null;
     this.body.classList.remove("busy");
-    if (!quiet) this.body.replaceChildren(problem(error, () => this.load()));
   }
 
   show(found) {
-    this.body.classList.remove("busy");
-    this.runs = new Map(found.runs.map((run) => [run.id, run]));
-    this.waiting.clear();
-    this.next = found.next;
+    if (this.anew) {
+      this.anew = false;
+      this.runs = new Map(found.runs.map((run) => [run.id, run]));
+      this.waiting.clear();
+      this.next = found.next;
+    } else this.merge(found);
     this.counts = toMap(found.counts);
     // What came by the stream while this was on its way is newer.
-    const early = this.early;
-    this.early = null;
-    for (const change of early ?? []) this.take(change);
+    for (const change of this.early) this.take(change);
     this.drawTabs();
     this.draw();
+  }
+
+  /** Take the newest as they are now, and leave standing what was loaded below them. */
+  merge(found) {
+    const oldest = found.next ? found.runs.at(-1).id : "";
+    const now = new Set(found.runs.map((run) => run.id));
+    for (const runs of [this.runs, this.waiting]) {
+      for (const id of [...runs.keys()]) if (id >= oldest && !now.has(id)) runs.delete(id);
+    }
+    if (![...this.runs.keys()].some((id) => id < oldest)) this.next = found.next;
+    this.take({ runs: found.runs, removed: [] });
   }
 
   async more() {
@@ -230,6 +249,7 @@ class RunsView {
     this.pill.replaceChildren(icon("up"), h("span", { text: plural(this.waiting.size, "new run") }));
     if (!this.runs.size) {
       this.rows.clear();
+      this.list.replaceChildren();
       this.body.replaceChildren(this.filtered() ? this.nothingFound() : this.nothingYet());
       this.foot.replaceChildren();
       return;

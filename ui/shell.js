@@ -63,9 +63,9 @@ const shell = {
   },
 
   explain() {
-    const { state, since } = connection;
+    const { state, since, reason } = connection;
     const at = since ? ` What you see was true at ${clockTime.format(since)}.` : "";
-    const text = state === "stale" ? `The server cannot be reached.${at} Trying again.`
+    const text = state === "stale" ? `${reason ? `The server does not follow this page: ${reason}.` : "The server cannot be reached."}${at} Trying again.`
       : state === "refused" ? "You are signed out. Sign in again and reload this page."
       : "";
     this.notice.hidden = !text;

@@ -4,7 +4,6 @@ Several demos at once share the server and the queue, so one may run steps of an
 """
 
 import shlex
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal
+from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal, _watch
 from baton.errors import StepFailed
 
 # Also to resume, and before the start: whoever works on the queue must have the code of the steps.
@@ -67,7 +66,7 @@ class Demo:
                 if page is not None:
                     self._say(f"page     {page.address(f'/runs/{run.id}')}")
                 self._say("")
-                status = await self._watch(run, signals)
+                status = await _watch.watch(run, signals.first, self._say, in_place=not self.as_json)
                 if status is None:
                     self._explain_interrupt(run)
                     return _foreground.INTERRUPTED
@@ -99,12 +98,6 @@ class Demo:
         run = baton.get_run(resume)
         await run.summary()
         return run
-
-    async def _watch(self, run: Run, signals: _foreground.Signals) -> RunStatus | None:
-        console = _terminal.open_console()
-        if sys.stdout.isatty() and not console.is_dumb_terminal and not self.as_json:
-            return await _terminal.watch_live(run, signals.first, console)
-        return await _terminal.watch_lines(run, signals.first, self._say)
 
     def _explain_interrupt(self, run: Run) -> None:
         folder = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir is not None else ""

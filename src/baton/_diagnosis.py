@@ -160,7 +160,9 @@ OWN_PARAMS: Mapping[str, Callable[[Limits], dict[str, Any]]] = {
 }
 
 OBAN = ("oban_jobs", "oban_leaders", "oban_producers")
-_CREATED = re.compile(r"^CREATE (?:UNIQUE )?(TABLE|INDEX) (?:/\* schema \*/)?(\w+)", re.MULTILINE)
+_CREATED = re.compile(
+    r"^CREATE (?:UNIQUE )?(TABLE|INDEX) (?:IF NOT EXISTS )?(?:/\* schema \*/)?(\w+)", re.MULTILINE
+)
 
 
 def _created(kind: str) -> tuple[str, ...]:

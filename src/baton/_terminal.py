@@ -1,25 +1,24 @@
-"""What a terminal shows of runs: text made safe, tables, and a run as it goes on.
+"""What a terminal shows of runs: text made safe, tables, and a run at one moment. `_watch` shows one as it goes on.
 
 Names and errors come from anybody. Nothing here hands them to the terminal, or to rich's markup, before what a terminal would
 obey is written as an escape. Every state has a word and a sign of its own, so colour only adds to them.
 """
 
-import asyncio
 import graphlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 import click
 import orjson
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, OverflowMethod, RenderableType, RenderResult
-from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.table import Table
@@ -27,7 +26,7 @@ from rich.text import Text
 
 from baton import (
     Explanation,
-    Run,
+    Progress,
     RunExplanation,
     RunState,
     RunStatus,
@@ -37,7 +36,6 @@ from baton import (
     doctor,
 )
 
-_POLL = 0.1
 _NARROWEST = 8
 
 # C0 and C1 controls, bidirectional marks, separators that break lines, surrogates, and tags. Joiners stay: emoji need them.
@@ -47,7 +45,7 @@ _OBEYED = re.compile(
 _OBEYED_NOT_LAYOUT = re.compile(_OBEYED.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 
 # Sign, the sign where only ASCII can be written, and style.
-_LOOKS: dict[str, tuple[str, str, str]] = {
+LOOKS: dict[str, tuple[str, str, str]] = {
     "held": ("·", ".", "dim"),
     "scheduled": ("◷", "@", "magenta"),
     "available": ("○", "o", "blue"),
@@ -59,20 +57,6 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "skipped": ("↷", ">", "dim"),
     "failed": ("✗", "x", "bold red"),
 }
-# What stays in sight when a run has more steps than the screen has lines.
-_URGENCY = (
-    "executing",
-    "retryable",
-    "discarded",
-    "cancelled",
-    "scheduled",
-    "available",
-    "held",
-    "completed",
-    "skipped",
-)
-
-
 _LEVELS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -161,8 +145,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
-def _signed(state: str, text: str, console: Console) -> Text:
-    sign, plain, style = _LOOKS.get(state, ("?", "?", ""))
+def signed(state: str, text: str, console: Console) -> Text:
+    """A text behind the sign of a state, in its colour."""
+    sign, plain, style = LOOKS.get(state, ("?", "?", ""))
     return Text(f"{plain if console.options.ascii_only else sign} {text}", style=style)
 
 
@@ -174,9 +159,7 @@ def took(run: RunSummary) -> str:
 def runs_table(console: Console, runs: Sequence[RunSummary]) -> RenderableType:
     """Runs, one per line; ids are never cut, and the rest gives way to them."""
     titles = ["id", "state", "name"]
-    rows = [
-        [Text(safe(run.id)), _signed(run.state, run.state, console), Text(safe(run.name))] for run in runs
-    ]
+    rows = [[Text(safe(run.id)), signed(run.state, run.state, console), Text(safe(run.name))] for run in runs]
     if console.width >= 76:
         titles.append("settled")
         for row, run in zip(rows, runs, strict=True):
@@ -188,56 +171,58 @@ def runs_table(console: Console, runs: Sequence[RunSummary]) -> RenderableType:
     return _table(console, titles, rows, narrow=[2], one_row=True, right=[3, 5])
 
 
-def picture(
-    console: Console, status: RunStatus, *, rows: int | None = None, dependencies: bool = False
-) -> RenderableType:
-    """A run at one moment: a line about itself, then its steps by layer. Steps of one layer can run at the same time.
-
-    Args:
-        rows: Steps to show at most, in a row each; what runs or went wrong stays, and the others are counted.
-        dependencies: Name every step's dependencies, not only those that a held step still waits for.
-    """
-    run = status.run
-    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
-    head.no_wrap, head.overflow = True, _cut(console)
-    states = status.states()
-    chosen = _most_urgent(status.steps, rows)
+def picture(console: Console, status: RunStatus) -> RenderableType:
+    """A run at one moment: a line about itself, then its steps by layer. Steps of one layer can run at the same time."""
     layers = _layers(tuple((step.name, step.deps) for step in status.steps))
     cells: list[list[Text]] = []
     shown = 0
-    for step in sorted(chosen, key=lambda step: layers[step.name]):
+    for step in sorted(status.steps, key=lambda step: layers[step.name]):
         layer = layers[step.name]
-        row = [
-            Text(str(layer) if layer != shown else "", style="dim"),
-            _signed(step.state, safe(step.name), console),
-            Text(step.state, style=_LOOKS.get(step.state, ("", "", ""))[2]),
-            Text(_tries(step)),
-            Text(duration(_seconds(step))),
-            Text(_remark(step, states, dependencies), style="dim" if step.state is StepState.HELD else ""),
-        ]
-        cells.append(row)
+        about = remark(step, f"after {few(step.deps)}" if step.deps else "")
+        cells.append(step_row(console, layer if layer != shown else None, step, about))
         shown = layer
-    titles = ["", "step", "state", "tries", "took", ""] if dependencies else [""] * 6
-    table = _table(console, titles, cells, narrow=[5, 1], one_row=rows is not None, right=[0, 3, 4])
-    if len(chosen) == len(status.steps):
-        return Group(head, table)
-    hidden = Counter(step.state for step in status.steps) - Counter(step.state for step in chosen)
-    rest = ", ".join(f"{count} {state}" for state, count in hidden.items())
-    return Group(head, table, Text(f"and {hidden.total()} more: {rest}", style="dim"))
+    return Group(headline(console, status.run), steps_table(console, cells, titles=True))
+
+
+def headline(console: Console, run: RunSummary) -> Text:
+    """One line about a run."""
+    head = signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    head.no_wrap, head.overflow = True, _cut(console)
+    return head
+
+
+def step_row(console: Console, layer: int | None, step: StepStatus, about: str) -> list[Text]:
+    """Cells of one step, for `steps_table`; no layer leaves its cell empty."""
+    return [
+        Text(str(layer or ""), style="dim"),
+        signed(step.state, safe(step.name), console),
+        Text(step.state, style=LOOKS.get(step.state, ("", "", ""))[2]),
+        Text(_tries(step)),
+        Text(duration(_seconds(step))),
+        Text(about, style="dim" if step.state is StepState.HELD else ""),
+    ]
+
+
+def steps_table(
+    console: Console, rows: Sequence[Sequence[Text]], *, titles: bool = False, one_row: bool = False
+) -> Table:
+    """A table of the cells of `step_row`; with `one_row` none takes more than a line."""
+    names = ["", "step", "state", "tries", "took", ""] if titles else [""] * 6
+    return _table(console, names, rows, narrow=[5, 1], one_row=one_row, right=[0, 3, 4])
 
 
 def explained(console: Console, found: Explanation | RunExplanation) -> RenderableType:
     """Why a step is where it is, a cause a line; or that of each step of a run, and how many more there are."""
     if isinstance(found, Explanation):
-        head = _signed(found.state, f"{safe(found.step)}  {found.state}", console)
+        head = signed(found.state, f"{safe(found.step)}  {found.state}", console)
         return Group(head, *(Text(f"  {safe(cause.text)}") for cause in found.causes))
     run = found.run
-    head = _signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    head = signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
     head.no_wrap, head.overflow = True, _cut(console)
     if run.state is not RunState.EXECUTING:
         return Group(head, Text("it has finished: nothing of it is left to happen"))
     rows = [
-        [_signed(step.state, safe(step.step), console), Text(step.state), Text(safe(step.text))]
+        [signed(step.state, safe(step.step), console), Text(step.state), Text(safe(step.text))]
         for step in found.steps
     ]
     table = _table(console, ["step", "state", "why"], rows, narrow=[2, 0], one_row=False, right=[])
@@ -302,14 +287,6 @@ def _cut(console: Console) -> OverflowMethod:
     return "crop" if console.options.ascii_only else "ellipsis"
 
 
-def _most_urgent(steps: Sequence[StepStatus], rows: int | None) -> list[StepStatus]:
-    if rows is None or len(steps) <= rows:
-        return list(steps)
-    kept = sorted(steps, key=lambda step: _URGENCY.index(step.state))[:rows]
-    names = {step.name for step in kept}
-    return [step for step in steps if step.name in names]
-
-
 @lru_cache(maxsize=4)
 def _layers(graph: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, int]:
     """The layer of each step, counted from 1: one more than the highest of its dependencies."""
@@ -339,84 +316,39 @@ def _seconds(step: StepStatus) -> float | None:
     return step.seconds
 
 
-def _remark(step: StepStatus, states: dict[str, StepState], dependencies: bool) -> str:
-    """What a step waits for, and what went wrong last."""
-    remarks = []
-    if dependencies and step.deps:
-        remarks.append(f"after {_few(step.deps)}")
-    elif step.state is StepState.HELD:
-        remarks.append(
-            f"waits for {_few([name for name in step.deps if name in states and not states[name].settled])}"
-        )
+def remark(step: StepStatus, order: str) -> str:
+    """What a step waits for, in the words of `order`, how far it is, and what went wrong last."""
+    remarks = [order] if order else []
     if step.state in (StepState.SCHEDULED, StepState.RETRYABLE) and step.scheduled_at is not None:
         remarks.append(
             f"runs in {duration(max(0.0, (step.scheduled_at - datetime.now(UTC)).total_seconds()))}"
         )
+    if step.progress is not None and step.state is StepState.EXECUTING:
+        remarks.append(progress(step.progress))
     if step.error and step.state is not StepState.COMPLETED:
         remarks.append(last_line(step.error))
     return "; ".join(remarks)
 
 
-def _few(names: Sequence[str]) -> str:
+def progress(told: Progress) -> str:
+    """`37% (370/1000) message`; without a total, how much is done."""
+    done = _number(told.done)
+    if (part := share(told)) is not None and told.total is not None:
+        done = f"{int(100 * part)}% ({done}/{_number(told.total)})"
+    return f"{done} {last_line(told.message)}" if told.message else done
+
+
+def share(told: Progress) -> float | None:
+    """How much of the total is done; None where there is no total, or rows from elsewhere hold no numbers."""
+    part = told.done / told.total if told.total else None
+    return part if part is not None and isfinite(part) else None
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if isfinite(value) and value == int(value) else f"{value:.1f}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
     shown = [safe(name) for name in names[:6]]
     return ", ".join(shown if len(names) <= 6 else [*shown[:5], f"{len(names) - 5} more"])
-
-
-async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStatus | None:
-    """Show a run in place, on a terminal, until it has finished.
-
-    Returns:
-        How it ended; None when `stop` was set before.
-    """
-    with Live(console=console, auto_refresh=False) as live:
-
-        def draw(status: RunStatus) -> None:
-            # The empty line is where the terminal echoes ^C; at the end of a full one it would break the picture.
-            shown = Group(picture(console, status, rows=max(1, console.height - 5)), Text())
-            live.update(shown, refresh=True)
-
-        return await _follow(run, stop, draw)
-
-
-async def watch_lines(run: Run, stop: asyncio.Event, say: Callable[[str], None]) -> RunStatus | None:
-    """Say a line per change of a step, until the run has finished; returns as `watch_live`."""
-    seen: dict[str, tuple[StepState, int]] = {}
-
-    def report(status: RunStatus) -> None:
-        for step in status.steps:
-            if seen.get(step.name) != (step.state, step.attempt):
-                seen[step.name] = (step.state, step.attempt)
-                say(_change(step, status))
-
-    return await _follow(run, stop, report)
-
-
-def _change(step: StepStatus, status: RunStatus) -> str:
-    since = (datetime.now(UTC) - status.run.inserted_at).total_seconds()
-    width = min(40, max(len(step.name) for step in status.steps))
-    line = f"{since:7.2f}s  {safe(step.name):<{width}}  {step.state}"
-    if step.state is StepState.COMPLETED:
-        line += f" in {duration(step.seconds)}"
-    if step.attempt > 1 and not step.state.settled:
-        line += f" (attempt {step.attempt} of {step.max_attempts})"
-    remark = _remark(step, status.states(), dependencies=False)
-    return f"{line}: {remark}" if remark else line
-
-
-async def _follow(run: Run, stop: asyncio.Event, look: Callable[[RunStatus], None]) -> RunStatus | None:
-    finished = asyncio.create_task(run.wait())
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        while not stop.is_set():
-            status = await run.status()
-            look(status)
-            if status.state is not RunState.EXECUTING:
-                return status
-            if finished.done():
-                finished.result()
-            await asyncio.wait({finished, stopped}, timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
-        return None
-    finally:
-        finished.cancel()
-        stopped.cancel()
-        await asyncio.gather(finished, stopped, return_exceptions=True)

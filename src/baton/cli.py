@@ -16,27 +16,29 @@ import importlib.util
 import io
 import logging
 import os
-import re
-import shlex
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
-from functools import update_wrapper
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import baton as api
-from baton import errors
-
-if TYPE_CHECKING:
-    from baton import Baton, RunStatus
-
-FAILED, USAGE, NO_START, INTERRUPTED = 1, 2, 3, 130
+from baton import _shown, errors
+from baton._command import (
+    FAILED,
+    HELP,
+    INTERRUPTED,
+    CannotStart,
+    Failure,
+    Interrupted,
+    Target,
+    Unusable,
+    data_dir_option,
+    database_options,
+    understood,
+)
 
 _EPILOG = """\b
 Exit codes:
@@ -47,36 +49,6 @@ Exit codes:
   130  interrupted before the end
 """
 _DEMO_PACKAGES = ("markdown_it", "trafilatura", "yake")
-
-
-class Failure(click.ClickException):
-    """What the user can do something about, in one message."""
-
-    exit_code = FAILED
-
-    def show(self, file: Any = None) -> None:
-        """Write it to standard error."""
-        from baton._terminal import safe
-
-        click.echo(f"baton: {safe(self.message, lines=True)}", file=file, err=file is None)
-
-
-class Unusable(Failure):
-    """An option, argument, app or id that cannot work."""
-
-    exit_code = USAGE
-
-
-class CannotStart(Failure):
-    """No connection, no schema, no package."""
-
-    exit_code = NO_START
-
-
-class Interrupted(Failure):
-    """Ended by Ctrl-C."""
-
-    exit_code = INTERRUPTED
 
 
 class _Commands(click.Group):
@@ -145,106 +117,9 @@ def _exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-# --- where the database is ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The database that a command is about."""
-
-    dsn: str | None
-    data_dir: Path | None
-    prefix: str
-
-    @property
-    def options(self) -> str:
-        """What another command is given to find the embedded server; a connection string may hold a password."""
-        if self.dsn is not None:
-            return ""
-        return "--local" + (f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else "")
-
-    @asynccontextmanager
-    async def database(self) -> "AsyncIterator[str]":
-        """Connection string; an embedded server runs meanwhile."""
-        if self.dsn is not None:
-            yield _understood(self.dsn)
-            return
-        from baton.local import LocalServer
-
-        with await asyncio.to_thread(LocalServer.start, self.data_dir) as server:
-            yield server.dsn
-
-    def reader(self, *, pool_size: int = 10) -> "Baton":
-        """A Baton that reads, not started."""
-        if self.dsn is None:
-            return api.Baton.local(self.data_dir, prefix=self.prefix, queues={}, pool_size=pool_size)
-        return api.Baton(_understood(self.dsn), prefix=self.prefix, pool_size=pool_size)
-
-    @asynccontextmanager
-    async def baton(self) -> "AsyncIterator[Baton]":
-        """A Baton that reads."""
-        async with self.reader(pool_size=2) as baton:
-            yield baton
-
-
-def _understood(dsn: str) -> str:
-    """The connection string, if it is one."""
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        conninfo_to_dict(dsn)
-    except (ProgrammingError, ValueError):
-        # libpq's own words would show the password.
-        hint = "; leave out the driver after the `+`" if "+" in dsn.partition("://")[0] else ""
-        raise Unusable(
-            f"the connection string cannot be understood; one looks like postgresql://user@localhost:5432/database{hint}"
-        ) from None
-    return dsn
-
-
-def _database_options(command: Callable[..., None]) -> Callable[..., None]:
-    def with_target(
-        *args: Any, dsn: str | None, local: bool, data_dir: Path | None, prefix: str, **options: Any
-    ) -> None:
-        context = click.get_current_context()
-        if local and context.get_parameter_source("dsn") is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError("--dsn and --local exclude each other.")
-        if data_dir is not None and not local:
-            raise click.UsageError("--data-dir is for --local.")
-        if not (dsn or local) and not options.get("as_sql"):
-            raise click.UsageError(
-                "Which database? Pass --dsn postgresql://user@localhost/name, set BATON_DSN or DATABASE_URL, "
-                "or pass --local for the embedded PostgreSQL that `baton demo` uses."
-            )
-        command(*args, target=Target(None if local else dsn, data_dir, prefix), **options)
-
-    wrapped: Callable[..., None] = update_wrapper(with_target, command)
-    for option in (
-        click.option("--prefix", default="public", show_default=True, help="Schema of the tables."),
-        _data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder."),
-        click.option("--local", is_flag=True, help="The embedded PostgreSQL instead of a DSN."),
-        click.option(
-            "--dsn", envvar=["BATON_DSN", "DATABASE_URL"], show_envvar=True, help="Connection string."
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
-
-
-def _data_dir_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option("--data-dir", type=click.Path(path_type=Path), help=text)
-
-
-# --- commands -------------------------------------------------------------------------------------
-
-
-_HELP: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
-
-
 @click.group(
     cls=_Commands,
-    context_settings=_HELP,
+    context_settings=HELP,
     epilog=_EPILOG,
     no_args_is_help=True,
 )
@@ -253,7 +128,11 @@ def cli() -> None:
     """Durable DAG workflows on PostgreSQL."""
 
 
-@cli.command(context_settings=_HELP)
+for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why):
+    cli.add_command(command)
+
+
+@cli.command(context_settings=HELP)
 @click.option(
     "--check", is_flag=True, help="Change nothing; exit with 3 if something is missing or outdated."
 )
@@ -276,7 +155,7 @@ def cli() -> None:
     metavar="ROLE",
     help="Let a role read the views, and nothing else. Repeatable.",
 )
-@_database_options
+@database_options
 def migrate(
     target: Target,
     check: bool,
@@ -378,140 +257,14 @@ def _typed(prompt: str) -> str:
         return ""
 
 
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
-    """A time, or how long ago it was; without a zone, it is this computer's."""
-    if value is None:
-        return None
-    try:
-        if ago := re.fullmatch(r"([0-9]{1,9})([smhd])", value):
-            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-        return datetime.fromisoformat(value).astimezone()
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{value!r} is no time; write 2026-01-31, 2026-01-31T12:00, 90m, 12h or 7d."
-        ) from None
-
-
-@cli.command("list", context_settings=_HELP)
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(["executing", "completed", "failed", "cancelled"]),
-    multiple=True,
-    help="Only those in this state. Repeatable.",
-)
-@click.option("--name", help="Only those of exactly this name.")
-@click.option("--key", help="Only those of exactly this key, live or not.")
-@click.option("--search", help="Only those with this in their name or key, or at the beginning of their id.")
-@click.option(
-    "--since",
-    metavar="TIME",
-    callback=_moment,
-    help="Only those inserted at this time or later; 2h is two hours ago.",
-)
-@click.option("--until", metavar="TIME", callback=_moment, help="Only those inserted before this time.")
-@click.option("--before", metavar="RUN", help="Only those older than this run: the last of the page before.")
-@click.option(
-    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."
-)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
-def list_(
-    target: Target,
-    states: tuple[str, ...],
-    since: datetime | None,
-    until: datetime | None,
-    as_json: bool,
-    **asked: Any,
-) -> None:
-    """List runs, newest first."""
-    from baton import _terminal
-
-    async def read() -> list[api.RunSummary]:
-        async with target.baton() as baton:
-            return await baton.query.list_runs(
-                state=states or None, inserted_after=since, inserted_before=until, **asked
-            )
-
-    runs = asyncio.run(read())
-    if as_json:
-        click.echo(_terminal.as_json(runs))
-    elif runs:
-        console = _terminal.open_console()
-        _terminal.show(console, _terminal.runs_table(console, runs))
-    else:
-        click.echo("no runs", err=True)
-
-
-@cli.command(context_settings=_HELP)
-@click.argument("run_id", metavar="RUN")
-@click.option("--results", "with_results", is_flag=True, help="Results of the steps, too.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--mermaid", is_flag=True, help="As a Mermaid flowchart.")
-@click.option("--dot", is_flag=True, help="As a Graphviz digraph.")
-@_database_options
-def show(target: Target, run_id: str, with_results: bool, as_json: bool, mermaid: bool, dot: bool) -> None:
-    """Show one run: its steps, their states, times and errors."""
-    from baton import _terminal
-
-    if as_json + mermaid + dot > 1:
-        raise click.UsageError("--json, --mermaid and --dot exclude each other.")
-    if with_results and (mermaid or dot):
-        raise click.UsageError("--results goes with the table or with --json.")
-
-    async def read() -> "tuple[RunStatus, api.Graph, dict[str, Any]]":
-        async with target.baton() as baton:
-            run = baton.get_run(run_id)
-            return await run.status(), await run.graph(), await run.results() if with_results else {}
-
-    status, graph, results = asyncio.run(read())
-    if mermaid or dot:
-        click.echo(graph.to_mermaid() if mermaid else graph.to_dot(), nl=False)
-    elif as_json:
-        click.echo(_terminal.as_json(asdict(status) | ({"results": results} if with_results else {})))
-    else:
-        console = _terminal.open_console()
-        _terminal.show(console, _terminal.picture(console, status, dependencies=True))
-        for name, value in results.items():
-            click.echo(f"\n{_terminal.safe(name)}:\n{_terminal.as_json(value)}")
-
-
-@cli.command(context_settings=_HELP)
-@click.argument("run_id", metavar="RUN")
-@click.argument("step", required=False)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
-def why(target: Target, run_id: str, step: str | None, as_json: bool) -> None:
-    """Say why nothing is happening: what a step waits for, or each step of a run that has not ended.
-
-    Of a large run it explains 50 steps, those first that could run, and counts the others.
-    """
-    from baton import _terminal
-
-    async def read() -> "api.Explanation | api.RunExplanation":
-        async with target.baton() as baton:
-            run = baton.get_run(run_id)
-            return await run.why() if step is None else await run.why(step)
-
-    found = asyncio.run(read())
-    if as_json:
-        click.echo(_terminal.as_json(found))
-    else:
-        console = _terminal.open_console()
-        _terminal.show(console, _terminal.explained(console, found))
-
-
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("run_id", metavar="RUN")
 @click.argument("step", metavar="[STEP]", required=False)
 @click.option(
     "--reason", default="cancelled on request", show_default=True, help="Stored as the steps' error."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
+@database_options
 def cancel(target: Target, run_id: str, step: str | None, reason: str, as_json: bool) -> None:
     """End a run, or one step with what waits for it.
 
@@ -551,10 +304,10 @@ def _tell(as_json: bool, value: Any, line: str, *, too_late: str | None = None) 
         click.echo(_terminal.safe(line))
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
+@database_options
 def retry(target: Target, run_id: str, as_json: bool) -> None:
     """Run again what failed in a run, in place, and what waits for it.
 
@@ -573,13 +326,13 @@ def retry(target: Target, run_id: str, as_json: bool) -> None:
     _tell(as_json, {"run": found, "steps": names}, f"run {found}: {line}")
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("run_id", metavar="RUN")
 @click.option(
     "--from", "steps", multiple=True, metavar="STEP", help="Where to begin; default: all of it. Repeatable."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
+@database_options
 def rerun(target: Target, run_id: str, steps: tuple[str, ...], as_json: bool) -> None:
     """Insert a new run that does a run again, and print its id.
 
@@ -595,10 +348,10 @@ def rerun(target: Target, run_id: str, steps: tuple[str, ...], as_json: bool) ->
     _tell(as_json, {"run": new, "rerun_of": of}, new)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
+@database_options
 def pause(target: Target, run_id: str, as_json: bool) -> None:
     """Let nothing more of a run start until `baton resume`. What runs goes on.
 
@@ -607,10 +360,10 @@ def pause(target: Target, run_id: str, as_json: bool) -> None:
     _pause_or_resume(target, run_id, as_json, "paused")
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("run_id", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_database_options
+@database_options
 def resume(target: Target, run_id: str, as_json: bool) -> None:
     """Let a paused run go on. Does nothing to one that is not paused.
 
@@ -635,11 +388,11 @@ def _pause_or_resume(target: Target, run_id: str, as_json: bool, done: str) -> N
     )
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.option("--json", "as_json", is_flag=True, help="All findings, as JSON.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
 @click.option("--verbose", is_flag=True, help="Show also what is in order.")
-@_database_options
+@database_options
 def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
     """Look for whatever is wrong with the database and the workers, and say what to do.
 
@@ -662,7 +415,7 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
         click.get_current_context().exit(FAILED)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port",
@@ -680,7 +433,7 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
     help="A host name that browsers reach the page at; needed for a --host that is not this machine's own. Repeatable.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open it in a browser.")
-@_database_options
+@database_options
 def ui(
     target: Target, host: str, port: int, actions: bool, allow_hosts: tuple[str, ...], open_browser: bool
 ) -> None:
@@ -722,7 +475,7 @@ def ui(
     _foreground.run(serve())
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.option(
     "--app", "spec", required=True, metavar="MODULE:ATTRIBUTE", help="A Baton, or a function that makes one."
 )
@@ -766,11 +519,11 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
         raise Unusable(
             f"{spec} works on no queue; give it some, Baton(..., queues={{'default': 10}}), or pass --queue default=10"
         )
-    if not _foreground.run(_foreground.work(baton, _understood)):
+    if not _foreground.run(_foreground.work(baton, understood)):
         click.get_current_context().exit(INTERRUPTED)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command(context_settings=HELP)
 @click.argument("sources", nargs=-1, metavar="[PATH|URL]...")
 @click.option("--topic", help="What the brief is about; default: what the sources say most.")
 @click.option(
@@ -783,7 +536,7 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON; progress goes to standard error.")
 @click.option("--ui", is_flag=True, help="Show it in a browser, too; then the page stays until Ctrl-C.")
-@_data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder.")
+@data_dir_option("Folder of the embedded PostgreSQL; default: BATON_DATA, or your data folder.")
 def demo(
     sources: tuple[str, ...],
     topic: str | None,

@@ -45,6 +45,8 @@ _MOST_NEIGHBOURS = 1_000
 # No name and no key is longer.
 _LONGEST_TEXT = 200
 _ORDERS: tuple[StepOrder, ...] = ("position", "started_at", "duration")
+# The others are the job's.
+_OF_THE_ROW = SETTLED | {StepState.HELD}
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _BEGINNING_OF_AN_ID = re.compile("[0-9a-f-]{1,36}")
 _LATEST_POSITION = 2**31 - 1
@@ -284,8 +286,8 @@ class Query:
             search: Only those with this text in their name or their function's, in upper or lower case.
             positions: Only those at these positions, 100,000 at most.
             order_by: `position`: as they were added. `started_at`: those that began first; those that have not begun come
-                last. `duration`: those that took longest, or have been running for longest.
-            after: `next` of the page before, which was asked for with the same order.
+                last. `duration`: those that took longest, or have been running for longest; the others last.
+            after: `next` of the page before, which was asked for in the same order.
             limit: 1 to 1,000.
 
         Raises:
@@ -300,7 +302,7 @@ class Query:
         cursor = _Cursor.parse(order_by, after)
         asked = {
             "states": states,
-            "settles": None if states is None else sorted({_column(one) for one in states}),
+            "settles": _columns(states),
             "search": _containing("search", search),
             "positions": None if positions is None else _positions(positions),
             "limit": limit + 1,
@@ -537,13 +539,10 @@ class _DetailRow:
             status=status,
             arguments=self.arguments,
             arguments_size=self.arguments_size,
-            references=dict(_reference(*ref) for ref in self.refs or []),
+            references=dict(filter(None, map(_reference, self.refs or []))),
             result=self.result,
             result_size=self.result_size,
-            attempts=tuple(
-                FailedAttempt(int(attempt or 0), _moment(at), error or "")
-                for attempt, at, error in self.errors
-            ),
+            attempts=tuple(_failed_attempt(*error) for error in self.errors),
             attempts_failed=self.attempts_failed,
             worker=self.worker,
             node=self.node,
@@ -554,13 +553,27 @@ class _DetailRow:
         )
 
 
-def _reference(place: list[str | int], step: str, path: list[str | int]) -> tuple[str, str]:
-    argument, *inside = place
-    return _codec.render_path(str(argument), inside), _codec.render_path(f"{step}.result", path)
+# Whoever may write a job may have written anything into its arguments and its errors. What is none is left out.
+
+
+def _reference(ref: object) -> tuple[str, str] | None:
+    """An argument and the result that is filled in there, as a step's job has them."""
+    match ref:
+        case [[str(argument), *inside], str(step), [*path]]:
+            return _path(argument, inside), _path(f"{step}.result", path)
+    return None
+
+
+def _path(root: str, path: list[object]) -> str:
+    return _codec.render_path(root, [segment for segment in path if isinstance(segment, str | int)])
+
+
+def _failed_attempt(attempt: object, at: object, error: str | None) -> FailedAttempt:
+    number = attempt if isinstance(attempt, int) else 0
+    return FailedAttempt(number, _moment(at), error or "")
 
 
 def _moment(text: object) -> datetime | None:
-    """A time as Oban writes it into a job's errors, which anybody may have written."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
@@ -650,9 +663,13 @@ def _states[S: (RunState, StepState)](kind: type[S], given: OneOrMore[S | str] |
         ) from None
 
 
-def _column(state: StepState) -> str:
-    """What `workflow_nodes.state` is for a step in this state."""
-    return str(state) if state is StepState.HELD or state in SETTLED else "released"
+def _columns(states: list[StepState] | None) -> list[str] | None:
+    """What `workflow_nodes.state` may be for a step in one of these states."""
+    if states is None:
+        return None
+    # A step that has not settled and has no job left is as good as cancelled.
+    live = (state is StepState.CANCELLED or state not in _OF_THE_ROW for state in states)
+    return [*(state for state in states if state in _OF_THE_ROW), *(["released"] if any(live) else [])]
 
 
 def _text(option: str, value: str | None) -> str | None:

@@ -62,6 +62,17 @@ async def blocks(gate: str) -> int:
     return _blocking(gate)
 
 
+@step(max_attempts=5)
+def streams(gate: str) -> None:
+    """Streams numbers until the file `gate` is there, at least two."""
+    tell("start")
+    n = 0
+    while n < 2 or not Path(gate).exists():
+        baton.stream.write(n)
+        n += 1
+        time.sleep(0.002)
+
+
 @step(max_attempts=3)
 def kills() -> None:
     tell("start")

@@ -36,19 +36,20 @@ class Access:
     def __post_init__(self) -> None:
         if not isinstance(self.user, str) or not isinstance(self.name_prefix, str):
             raise InvalidOption("user and name_prefix of an Access are text")
-        if isinstance(self.actions, str) or not isinstance(self.actions, Collection):
-            raise InvalidOption(f"actions is {self.actions!r}; pass a set, such as {{'cancel', 'retry'}}")
+        given: object = self.actions
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise InvalidOption(f"actions is {given!r}; pass a set, such as {{'cancel', 'retry'}}")
         if unknown := set(self.actions) - ACTIONS:
             raise InvalidOption(
-                f"there is no action {sorted(map(str, unknown))[0]!r}; there are {', '.join(sorted(ACTIONS))}"
+                f"there is no action {min(map(str, unknown))!r}; there are {', '.join(sorted(ACTIONS))}"
             )
         object.__setattr__(self, "actions", frozenset(self.actions))
 
 
-type Authorize = Callable[[Request], Access | None | Awaitable[Access | None]]
+type Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
-def read_only(request: Request) -> Access:  # noqa: ARG001 - it is an `authorize`
+def read_only(request: Request) -> Access:
     """Let everybody see everything and do nothing: for a mount that the app guards itself."""
     return Access(user="")
 
@@ -126,7 +127,13 @@ def _origin(text: str) -> str:
         port = parts.port
     except ValueError:
         raise InvalidOption(f"{text!r} is no origin; one looks like https://ops.example.com") from None
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+    if (
+        parts.scheme not in _PORTS
+        or not parts.hostname
+        or parts.path.strip("/")
+        or parts.query
+        or parts.fragment
+    ):
         raise InvalidOption(f"{text!r} is no origin; one looks like https://ops.example.com")
     return f"{parts.scheme}://{parts.hostname}:{port or _PORTS[parts.scheme]}"
 

@@ -76,7 +76,9 @@ async def _do(action: str, call: Call, asked: _Asked, step: str | None) -> tuple
         case "rerun":
             return await _rerun(call, run, step)
         case "pause":
-            return run.id, _late("run", await run.pause(), RunState.EXECUTING) or "paused: nothing more of it starts"
+            return run.id, _late(
+                "run", await run.pause(), RunState.EXECUTING
+            ) or "paused: nothing more of it starts"
         case "resume":
             return run.id, _late("run", await run.resume(), RunState.EXECUTING) or "goes on"
     raise AssertionError(action)
@@ -123,7 +125,7 @@ def _audit(action: str, call: Call, step: str | None, outcome: str) -> None:
         ascii(call.access.user),
         ascii(origin),
         call.run_id,
-        f" step {ascii(step)}" if step is not None else "",
+        f" step {step!a}" if step is not None else "",
         ascii(outcome),
     )
     telemetry.execute(

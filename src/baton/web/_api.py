@@ -174,7 +174,7 @@ async def get_result(call: Call) -> Response:
 
 
 async def get_stream(call: Call) -> Response:
-    """Some of what an attempt of a step streamed, after the first `after` chunks; `next` is the `after` of the page that follows."""
+    """Some of what an attempt of a step streamed, after its first `after` chunks; `next` is the `after` of the next page."""
     after = call.number("after", 0, _MOST_CHUNKS_EVER)
     attempt = call.number("attempt", 0, _MOST_CHUNKS_EVER) or None
     async with call.site.reading():

@@ -120,8 +120,8 @@ def app(
             redirect to a login page, for instance. `read_only` lets everybody look, for a mount that the app guards itself.
         hosts: Host names, without the port, that the page is reached at; requests to others are refused. Without, the app
             around it decides.
-        origins: Where browsers reach the page at, such as `https://ops.example.com`, if a proxy changes the Host header. Actions
-            are taken from pages of the request's host, and of these.
+        origins: Where browsers reach the page at, such as `https://ops.example.com`, if a proxy changes the Host header.
+            Actions are taken from pages of the request's host, and of these.
         secret: At least 16 characters, the same in all processes that serve the page behind one balancer, and over restarts:
             an action that one process's page offers then works at the others. Without, each process has its own.
         max_streams: How many pages may follow at once in this process; more get 503.

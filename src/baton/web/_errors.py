@@ -52,7 +52,12 @@ def _told(error: Exception) -> tuple[int, str]:
             return 400, _line(error)
         case errors.RunEnding() | errors.JobsGone() | errors.KeyConflict():
             return 409, _line(error)
-        case psycopg.OperationalError() | psycopg_pool.PoolTimeout() | errors.DatabaseUnreachable() | TimeoutError():
+        case (
+            psycopg.OperationalError()
+            | psycopg_pool.PoolTimeout()
+            | errors.DatabaseUnreachable()
+            | TimeoutError()
+        ):
             return 503, _AWAY
     return 500, "something went wrong here; the log has it under this id"
 

@@ -6,14 +6,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from baton import Baton
+from baton import Baton, BatonError, RunsChange
 from baton.web import _shapes
 from baton.web._board import Moves
-
-if TYPE_CHECKING:
-    from baton import RunsChange
 
 logger = logging.getLogger("baton.web")
 
@@ -80,7 +76,11 @@ class RunsBoard(Moves):
                     removed.append(_shapes.dumps(run_id))
                 else:
                     runs.append(change.written)
-            found = b'"runs":[%s],"removed":[%s]' % (b",".join(runs), b",".join(removed)) if runs or removed else b""
+            found = (
+                b'"runs":[%s],"removed":[%s]' % (b",".join(runs), b",".join(removed))
+                if runs or removed
+                else b""
+            )
             self._messages[key] = found
             if len(self._messages) > _MESSAGES:
                 self._messages.popitem(last=False)
@@ -97,22 +97,24 @@ class RunsBoard(Moves):
             async with self._baton.changes() as changes:
                 async for change in changes:
                     self._apply(change)
-        except Exception as error:
+        except BatonError as error:
             logger.info("runs are not followed any more: %s", error)
+        except Exception:
+            logger.exception("runs are not followed any more")
         finally:
             # What happens until somebody looks again is not seen.
             self._changes.clear()
             self._forgotten = self.version
             self.moved()
 
-    def _apply(self, change: "RunsChange") -> None:
+    def _apply(self, change: RunsChange) -> None:
         self.version += 1
         self._messages.clear()
         for run in change.runs:
             self._keep(run.id, _Change(self.version, run.name, _shapes.dumps(_shapes.run(run))))
         for run_id in change.removed:
             known = self._changes.get(run_id)
-            self._keep(run_id, _Change(self.version, known and known.name, None))
+            self._keep(run_id, _Change(self.version, known.name if known else None, None))
         while len(self._changes) > _KEPT:
             self._forgotten = self._changes.popitem(last=False)[1].version
         self.wake()

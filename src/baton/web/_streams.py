@@ -65,7 +65,11 @@ class Stream(EventSourceResponse):
         messages: Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]],
     ) -> None:
         super().__init__(
-            _nothing(), ping=_PING, send_timeout=_STALLED, ping_message_factory=lambda: ServerSentEvent(comment="ping")
+            # What is sent is opened with the seat.
+            iter(()),
+            ping=_PING,
+            send_timeout=_STALLED,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping"),
         )
         self._seats = seats
         self._user = user
@@ -133,11 +137,6 @@ class _Time:
     async def pause(self, sent: int) -> None:
         """Let a client take in what it was sent."""
         await asyncio.sleep(min(sent / _BYTES_PER_SECOND, max(0.0, self._end - self._clock())))
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    return
-    yield b""
 
 
 def _event(name: str, members: bytes = b"") -> bytes:
