@@ -678,6 +678,8 @@ def test_a_baton_needs_a_database_and_says_how_to_give_it_one() -> None:
         {"dsn": "postgresql://", "poll_interval": 0},
         {"dsn": "postgresql://", "poll_interval": None},
         {"dsn": "postgresql://", "pool_size": 0},
+        {"dsn": "postgresql://", "pool_size": 2.5},
+        {"dsn": "postgresql://", "result_limit": 1e6},
         {"dsn": "postgresql://", "shutdown_grace_period": -1},
     ],
     ids=str,
