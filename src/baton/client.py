@@ -331,6 +331,7 @@ class Baton:
                         "this Oban was stopped, and Oban cannot be started again; make a new instance"
                     )
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+            self._seam.started = True
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
             self._access.following.start()
