@@ -200,6 +200,9 @@ def test_a_database_must_be_named_and_is_taken_from_the_environment(baton_dsn, m
         (["list", "--dsn", NOT_HERE, "--prefix", 'a"b'], 2, "prefix"),
         (["list", "--dsn", NOT_HERE, "--state", "held"], 2, "executing"),
         (["list", "--dsn", NOT_HERE, "--limit", "0"], 2, "1<=x<=1000"),
+        (["list", "--dsn", NOT_HERE, "--since", "yesterday"], 2, "12h or 7d"),
+        (["list", "--dsn", NOT_HERE, "--until", "999999999d"], 2, "12h or 7d"),
+        (["migrate", "--dsn", NOT_HERE, "--check", "--grant-read", "x"], 2, "--grant-read"),
         (["list", "--local", "--data-dir", "/proc/nowhere"], 3, "/proc/nowhere"),
         (["show", "--dsn", NOT_HERE], 2, "RUN"),
         (["graph", "x", "--dsn", NOT_HERE, "--output", "/"], 2, "directory"),
@@ -315,6 +318,8 @@ def test_a_role_that_owns_nothing_can_be_let_in(baton_dsn):
         assert "granted to clerk" in baton("migrate", "--grant", "clerk", "--dsn", baton_dsn).stdout
         baton("list", "--dsn", dsn)
         assert '"clerk"' in baton("migrate", "--sql", "--grant", "clerk").stdout
+        assert "granted to clerk" in baton("migrate", "--grant-read", "clerk", "--dsn", baton_dsn).stdout
+        assert 'baton_edges TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
         baton("migrate", "--sql", "--grant", 'a"b', code=2)
     finally:
         with psycopg.connect(baton_dsn, autocommit=True) as conn:
@@ -389,6 +394,19 @@ def test_list_shows_runs_newest_first(baton_dsn):
     ] == [waiting]
     assert failed in baton("list", "--dsn", baton_dsn, "--state", "failed").stdout
     assert waiting not in baton("list", "--dsn", baton_dsn, "--state", "failed").stdout
+    for asked, found in [
+        (["--state", "failed", "--state", "executing"], [waiting, failed]),
+        (["--name", "three"], [failed]),
+        (["--key", "three"], []),
+        (["--search", "HRE"], [failed]),
+        (["--search", waiting], [waiting]),
+        (["--since", "1h"], [waiting, failed]),
+        (["--until", "1h"], []),
+        (["--since", "2020-01-01", "--until", "2020-01-01T12:00"], []),
+        (["--before", waiting], [failed]),
+    ]:
+        listed = json.loads(baton("list", "--dsn", baton_dsn, "--json", *asked).stdout)
+        assert [row["id"] for row in listed] == found, asked
 
 
 def test_show_has_the_steps_their_states_dependencies_and_errors(baton_dsn):
