@@ -165,7 +165,7 @@ class Graph {
     const { wants } = this;
     this.wants = {};
     if (!this.layout || !this.size.width) return;
-    if (wants.follow) this.chase();
+    if (wants.follow && this.follow) this.chase();
     if (wants.view) {
       const { x, y, k } = this.view;
       setAttr(this.world, "transform", `translate(${x.toFixed(2)} ${y.toFixed(2)}) scale(${k.toFixed(4)})`);
@@ -792,6 +792,7 @@ function stepWords(step) {
 function stepTime(step) {
   if (!step.started_at) return "";
   const ended = time(step.settled_at);
+  if (ended === null && step.state !== "executing") return "";
   return ended === null ? ticking(clock.now() - time(step.started_at)) : duration(ended - time(step.started_at));
 }
 

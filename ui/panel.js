@@ -3,6 +3,8 @@
 const LOAD_RESULT = 2_000_000;
 const STREAM_ROWS = 2000;
 const GROUP_PAGE = 50;
+// What runs every @step says nothing about one of them.
+const OWN_WORKER = "baton.StepWorker";
 
 /** A drawer that the run view fills. */
 class Panel {
@@ -161,13 +163,13 @@ class StepPanel {
     this.took = h("span", { class: "num" });
     const facts = [
       fact("Attempt", h("span", { class: "num", text: `${step.attempt} of ${step.max_attempts}${step.snoozed ? `, snoozed ${plural(step.snoozed, "time")}` : ""}` })),
-      started === null ? null : fact(settled === null ? "Running for" : "Took", this.took),
-      started === null && scheduled !== null && !SETTLED.has(step.state) ? fact(scheduled > clock.now() ? "May run" : "Due", timeTag(step.scheduled_at)) : null,
-      started === null ? null : fact("Started", timeTag(step.started_at)),
+      started === null || !(settled || step.state === "executing") ? null : fact(settled === null ? "Running for" : "Took", this.took),
+      ["available", "scheduled", "retryable"].includes(step.state) && scheduled !== null ? fact(scheduled > clock.now() ? "May run" : "Due", timeTag(step.scheduled_at)) : null,
+      started === null ? null : fact(step.state === "executing" || settled ? "Started" : "Last attempt began", timeTag(step.started_at)),
       settled === null ? null : fact("Ended", timeTag(step.settled_at)),
       fact("Queue", h("bdi", { text: step.queue || "–" })),
       fact("Function", h("code", { dir: "auto", text: step.function })),
-      step.worker && step.worker !== step.function ? fact("Worker", h("code", { dir: "auto", text: step.worker })) : null,
+      step.worker && step.worker !== OWN_WORKER && step.worker !== step.function ? fact("Worker", h("code", { dir: "auto", text: step.worker })) : null,
       fact("Job", h("code", { text: String(step.job_id ?? "–") })),
       step.runs_on && step.runs_on !== "success" ? fact("Runs", h("span", { text: step.runs_on === "always" ? "always, whatever its dependencies did" : "only after a failure" })) : null,
       step.waiting_on ? fact("Waits for", h("span", { text: plural(step.waiting_on, "step") })) : null,

@@ -17,13 +17,14 @@ class RunView {
     this.loads = 0;
     this.build();
     this.untick = ticker.add(() => this.tick());
-    this.live = new Live(this.streamPath(), { change: (change) => this.receive(change) }, () => this.load());
-    this.load().then(() => this.update());
+    this.live = null;
+    this.load();
   }
 
   close() {
-    this.live.close();
+    this.live?.close();
     this.untick();
+    this.closed = true;
     this.abort?.abort();
     this.panel.close();
     for (const view of Object.values(this.views)) view.close();
@@ -116,14 +117,14 @@ class RunView {
       if (error.name === "AbortError") return;
       this.early = null;
       if (this.run) shell.fail(error);
-      else {
-        if (error.status === 404) this.live.close();
-        this.element.replaceChildren(h("div", { class: "page" }, problem(error, () => app.open())));
-      }
+      else this.element.replaceChildren(h("div", { class: "page" }, problem(error, () => app.open())));
     }
   }
 
   take(found, motion) {
+    if (this.closed) return;
+    // The stream begins with everything, so nothing is missed between.
+    this.live ??= new Live(this.streamPath(), { change: (change) => this.receive(change) }, () => this.load());
     this.run = found.run;
     this.layout = { ...found.layout, boxes: found.layout.boxes };
     this.groups = found.groups ?? [];
@@ -219,7 +220,7 @@ class RunView {
     const { motion } = this;
     this.motion = null;
     await this.load(motion ?? {});
-    this.live.move(this.streamPath());
+    this.live?.move(this.streamPath());
   }
 
   drawFolds() {

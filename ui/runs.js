@@ -249,6 +249,7 @@ class RunsView {
     this.pill.replaceChildren(icon("up"), h("span", { text: plural(this.waiting.size, "new run") }));
     if (!this.runs.size) {
       this.rows.clear();
+      this.list.replaceChildren();
       this.body.replaceChildren(this.filtered() ? this.nothingFound() : this.nothingYet());
       this.foot.replaceChildren();
       return;

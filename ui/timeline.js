@@ -15,7 +15,7 @@ class Timeline {
     this.foot = h("div", { class: "foot" });
     this.scroller = h("div", { class: "scroller", tabindex: -1 }, h("div", { class: "axis-row" }, h("span", { class: "axis-name muted", text: "Step" }), this.axis), this.list, this.foot);
     this.element = h("div", { class: "timeline" }, this.scroller,
-      h("div", { class: "legend muted" }, h("span", {}, h("i", { class: "key-wait" }), "waited for a worker"), h("span", {}, h("i", { class: "key-run" }), "ran")));
+      h("div", { class: "keys muted" }, h("span", {}, h("i", { class: "key-wait" }), "waited for a worker"), h("span", {}, h("i", { class: "key-run" }), "ran")));
     this.soon = throttle(500, () => this.draw());
     this.untick = ticker.add(() => this.element.isConnected && this.run.run?.state === "executing" && this.scale());
   }
@@ -185,7 +185,9 @@ class TimelineRow {
     setBar(this.wait, due - begin, start - begin);
     setBar(this.bar, start - begin, last === null ? null : last - begin);
     setBar(this.took, start - begin, last === null ? null : last - begin);
-    setText(this.took, `${this.group ? "" : state.attempt > 1 ? `attempt ${state.attempt} · ` : ""}${last === null ? "" : duration(last - start)}`);
+    const attempt = !this.group && state.attempt > 1 ? `attempt ${state.attempt}` : "";
+    const took = end !== null ? duration(end - start) : kind === "retryable" ? "failed" : "";
+    setText(this.took, [attempt, took].filter(Boolean).join(" · "));
   }
 }
 

@@ -75,10 +75,14 @@ class AllFeed(Feed[RunsChanges | Events]):
             )
         read = await self._read_runs(conn, named)
         if any(isinstance(subscriber, RunsChanges) for subscriber in entering):
-            rows = await self._ids(conn, "find_newest_runs", limit=_FIRST)
-            self._newest = [
-                run for run, _ in await snapshot.read_marked_runs(conn, self.reading.prefix, rows)
-            ]
+            rows = await snapshot.read_marked_runs(
+                conn, self.reading.prefix, await self._ids(conn, "find_newest_runs", limit=_FIRST)
+            )
+            self._newest = [run for run, _ in rows]
+            # They are kept, so that it is seen when one is gone.
+            for run, mark in rows:
+                if run.id not in self._live:
+                    self._done.setdefault(run.id, mark)
         if not any(isinstance(subscriber, Events) for subscriber in (*self.subscribers, *entering)):
             self._known.clear()
             self._follows_steps = False

@@ -27,7 +27,7 @@ from oban._query import _insert_jobs as oban_insert_jobs
 from oban._query import _reset as oban_reset
 from oban.job import Job
 
-from baton import _acks, _step
+from baton import _acks, _signals, _step
 from baton._acks import Acks
 from baton._deadline import within
 from baton._dispatch import Dispatcher
@@ -70,6 +70,7 @@ class Seam:
         self.heartbeat = heart(hearts=self._hearts, on_the_loop=self._on_the_loop)
         self.dispatcher = Dispatcher(reports)
         self.acks = Acks(engine, wake=self.wake, threads=threads, result_limit=result_limit)
+        engine.on_finished = _signals.finished
         self.on_reconnect: Callable[[], object] = _nothing
         """Called when notifications may have been missed and are heard again."""
         self._before: dict[str, dict[str, Any]] = {}

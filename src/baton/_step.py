@@ -77,6 +77,10 @@ class Attempt:
     cancel_requested: bool = False
     thread: "asyncio.Future[Any] | None" = field(default=None)
     report: Report | None = None
+    duration: int | None = None
+    """Nanoseconds that its code took, once it has ended."""
+    spans: tuple[str, ...] = ()
+    """What the attempts that it follows left for a tracer."""
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""

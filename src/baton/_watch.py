@@ -84,7 +84,7 @@ class _Line:
     @property
     def state(self) -> StepState:
         """The most urgent of its steps' states."""
-        return next(state for state in _URGENCY if self.counts[state])
+        return next((state for state in _URGENCY if self.counts[state]), StepState.HELD)
 
     @property
     def settled(self) -> int:

@@ -20,7 +20,7 @@ from oban.oban import _instances as oban_instances
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
-from baton import _plan, migration
+from baton import _plan, _signals, migration
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -46,6 +46,7 @@ from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
+from baton.telemetry import WORKFLOW_FAILED
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -162,6 +163,10 @@ class Baton:
             _check_number("debug_log_max_age", debug_log_max_age, wanted, at_least=0, at_most=_MOST)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
+        if consumer == WORKFLOW_FAILED:
+            raise InvalidOption(
+                f"consumer {consumer!r} is what the telemetry of failed runs goes by; use another name"
+            )
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
@@ -560,19 +565,14 @@ class Baton:
             workflow.validate()
         if not workflows:
             return []
-        plan = _plan.plan_insert(workflows)
-        if conn is None:
-            inserted = await engine.insert(plan)
-            seam.wake(list(plan.queues))
-        else:
-            raw = await unwrap_connection(conn)
-            callers = raw.connection if isinstance(raw, AsyncCursor) else raw
-            if not isinstance(callers, AsyncConnection):
-                raise InvalidOption(
-                    f"conn is a {type(callers).__module__}.{type(callers).__name__}; pass psycopg's AsyncConnection or "
-                    "AsyncCursor, or SQLAlchemy's AsyncSession or AsyncConnection on psycopg"
-                )
-            inserted = await engine.insert_into(plan, callers)
+        with _signals.TracedInsert(workflows) as traced:
+            plan = _plan.plan_insert(workflows, carried=traced.carried)
+            if conn is None:
+                inserted = await engine.insert(plan)
+                seam.wake(list(plan.queues))
+            else:
+                inserted = await engine.insert_into(plan, await _callers_connection(conn))
+            traced.inserted(row.id for row in inserted)
         return [Run(row.id, access, inserted=row.inserted) for row in inserted]
 
     def get_run(self, run_id: str | UUID) -> Run:
@@ -640,6 +640,17 @@ class Baton:
         """
         engine, _, _ = self._started()
         return await engine.remove_consumer(name)
+
+
+async def _callers_connection(conn: "CallersConnection") -> AsyncConnection:
+    raw = await unwrap_connection(conn)
+    callers = raw.connection if isinstance(raw, AsyncCursor) else raw
+    if not isinstance(callers, AsyncConnection):
+        raise InvalidOption(
+            f"conn is a {type(callers).__module__}.{type(callers).__name__}; pass psycopg's AsyncConnection or "
+            "AsyncCursor, or SQLAlchemy's AsyncSession or AsyncConnection on psycopg"
+        )
+    return callers
 
 
 def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
