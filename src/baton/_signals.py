@@ -125,7 +125,7 @@ class Traced:
         self._state, self._error = _STATES.get(action.state, action.state), error
         if self._span is not None:
             with _harmless():
-                if carried := self._span.carried:
+                if carried := str(self._span.carried or ""):
                     return replace(action, meta={**(action.meta or {}), _SPAN: carried})
         return action
 
