@@ -411,7 +411,10 @@ async def test_a_run_is_found_by_its_id_anywhere(client: Baton, baton_dsn: str) 
     with pytest.raises(RunNotFound, match="is no run's id"):
         client.get_run("nonsense")
     nowhere = client.get_run(uuid4())
-    for ask in (nowhere.summary, nowhere.status, nowhere.graph, nowhere.wait, lambda: nowhere.result("a")):
+    for ask in (
+        *(nowhere.summary, nowhere.status, nowhere.graph, nowhere.wait, nowhere.results),
+        *(lambda: nowhere.result("a"), lambda: nowhere.results("a")),
+    ):
         with pytest.raises(RunNotFound):
             await ask()  # type: ignore[operator]
 
