@@ -150,6 +150,21 @@ async def test_an_event_says_what_where_and_how_long(baton_dsn: str, heard: Hear
     assert ended == {**common, "state": "completed", "has_result": True}
 
 
+async def test_the_time_in_the_queue_begins_when_the_last_dependency_has_settled(
+    baton_dsn: str, db: AsyncConnection, heard: Heard
+) -> None:
+    workflow = flow(slow=gives.new())
+    workflow.add("next", gives.new(), deps=["slow"])
+    async with Baton(baton_dsn) as client:
+        run = await client.insert(workflow)
+        await db.execute("UPDATE oban_jobs SET scheduled_at = scheduled_at - interval '1 hour'")
+        async with Baton(baton_dsn, queues={"default": 1}):
+            assert await run.wait(timeout=10) == "completed"
+    hour = 3_600 * 1_000_000_000
+    waited = {meta["step_name"]: meta["queue_time"] for meta in heard.of(telemetry.STEP_COMPLETED)}
+    assert waited["slow"] > hour > waited["next"] >= 0
+
+
 async def test_an_error_is_told_by_its_last_line_cut_to_a_length(baton_dsn: str, heard: Heard) -> None:
     async with Baton(baton_dsn, queues={"default": 5}) as worker:
         run = await worker.insert(flow(short=fails.new(), long=fails.new("x" * 10_000)))
