@@ -374,6 +374,7 @@ async def test_the_timeline_has_a_line_for_each_step_and_opens_groups(tab: Tab, 
     await tab.go(f"runs/{run.id}?tab=timeline")
     lines = tab.page.locator(".line")
     await expect(lines).to_have_count(3)
+    await expect(lines.filter(has_text="part").locator(".ran")).to_be_visible()
     await tab.page.get_by_role("button", name="part").click()
     await expect(lines).to_have_count(9)
     assert len(await tab.texts(".line.inner .line-name bdi")) == 6
