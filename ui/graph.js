@@ -137,6 +137,8 @@ class Graph {
     if (now) {
       now.parts?.g.classList.add("selected");
       now.parts?.g.parentNode.append(now.parts.g);
+      // The panel that opens takes some of the window; what is left is known when the page has been laid out again.
+      requestAnimationFrame(() => requestAnimationFrame(() => this.selected === id && this.size.width && this.reveal(id)));
     }
     this.drawLit();
   }
@@ -147,7 +149,7 @@ class Graph {
     if (!record) return;
     const { box } = record;
     const k = zoom ? Math.max(this.view.k, START) : this.view.k;
-    const area = this.area(-40);
+    const area = this.area(-16);
     const inside = box.x >= area.x && box.y >= area.y && box.x + box.width <= area.x + area.width && box.y + box.height <= area.y + area.height;
     if (inside && k === this.view.k) return;
     this.travel(this.centred(box.x + box.width / 2, box.y + box.height / 2, k));
