@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    watch the research brief run on an embedded PostgreSQL"
+	@echo "make demo    watch the research brief run on an embedded PostgreSQL; ARGS=--ui in a browser, too"
 	@echo "make test    lint, types, layers, tests, wheel and sdist"
 	@echo "make check   lint, types and layers alone"
 	@echo "make bench   Baton beside plain Oban: medians and ratios; ARGS=page for the page in a browser"

@@ -200,10 +200,12 @@ def test_a_database_must_be_named_and_is_taken_from_the_environment(baton_dsn, m
         (["list", "--dsn", NOT_HERE, "--prefix", 'a"b'], 2, "prefix"),
         (["list", "--dsn", NOT_HERE, "--state", "held"], 2, "executing"),
         (["list", "--dsn", NOT_HERE, "--limit", "0"], 2, "1<=x<=1000"),
+        (["list", "--dsn", NOT_HERE, "--since", "yesterday"], 2, "12h or 7d"),
+        (["list", "--dsn", NOT_HERE, "--until", "999999999d"], 2, "12h or 7d"),
+        (["migrate", "--dsn", NOT_HERE, "--check", "--grant-read", "x"], 2, "--grant-read"),
         (["list", "--local", "--data-dir", "/proc/nowhere"], 3, "/proc/nowhere"),
         (["show", "--dsn", NOT_HERE], 2, "RUN"),
-        (["show", "x", "--dsn", NOT_HERE, "--json", "--dot"], 2, "exclude"),
-        (["show", "x", "--dsn", NOT_HERE, "--results", "--dot"], 2, "--results"),
+        (["graph", "x", "--dsn", NOT_HERE, "--output", "/"], 2, "directory"),
         (["migrate", "--dsn", NOT_HERE, "--check", "--down"], 2, "exclude"),
         (["migrate", "--dsn", NOT_HERE, "--yes"], 2, "--down"),
         (["migrate", "--dsn", NOT_HERE], 3, "refused"),
@@ -316,6 +318,8 @@ def test_a_role_that_owns_nothing_can_be_let_in(baton_dsn):
         assert "granted to clerk" in baton("migrate", "--grant", "clerk", "--dsn", baton_dsn).stdout
         baton("list", "--dsn", dsn)
         assert '"clerk"' in baton("migrate", "--sql", "--grant", "clerk").stdout
+        assert "granted to clerk" in baton("migrate", "--grant-read", "clerk", "--dsn", baton_dsn).stdout
+        assert 'baton_edges TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
         baton("migrate", "--sql", "--grant", 'a"b', code=2)
     finally:
         with psycopg.connect(baton_dsn, autocommit=True) as conn:
@@ -390,6 +394,19 @@ def test_list_shows_runs_newest_first(baton_dsn):
     ] == [waiting]
     assert failed in baton("list", "--dsn", baton_dsn, "--state", "failed").stdout
     assert waiting not in baton("list", "--dsn", baton_dsn, "--state", "failed").stdout
+    for asked, found in [
+        (["--state", "failed", "--state", "executing"], [waiting, failed]),
+        (["--name", "three"], [failed]),
+        (["--key", "three"], []),
+        (["--search", "HRE"], [failed]),
+        (["--search", waiting], [waiting]),
+        (["--since", "1h"], [waiting, failed]),
+        (["--until", "1h"], []),
+        (["--since", "2020-01-01", "--until", "2020-01-01T12:00"], []),
+        (["--before", waiting], [failed]),
+    ]:
+        listed = json.loads(baton("list", "--dsn", baton_dsn, "--json", *asked).stdout)
+        assert [row["id"] for row in listed] == found, asked
 
 
 def test_show_has_the_steps_their_states_dependencies_and_errors(baton_dsn):
@@ -406,7 +423,7 @@ def test_show_has_the_steps_their_states_dependencies_and_errors(baton_dsn):
     assert "ValueError: no luck" in lines[1]
 
 
-def test_show_is_json_with_all_there_is_or_a_drawing(baton_dsn):
+def test_show_is_json_with_all_there_is(baton_dsn):
     run = ran(baton_dsn).run.id
     found = json.loads(baton("show", run, "--dsn", baton_dsn, "--json").stdout)
     assert set(found) == {"run", "steps"}
@@ -416,8 +433,48 @@ def test_show_is_json_with_all_there_is_or_a_drawing(baton_dsn):
     with_results = json.loads(baton("show", run, "--dsn", baton_dsn, "--json", "--results").stdout)
     assert with_results["results"] == {"told": {"of": ["the", "result"]}}
     assert '"of": [' in baton("show", run, "--dsn", baton_dsn, "--results").stdout
-    assert baton("show", run, "--dsn", baton_dsn, "--mermaid").stdout.startswith("flowchart LR")
-    assert baton("show", run, "--dsn", baton_dsn, "--dot").stdout.startswith("digraph")
+
+
+def test_graph_is_text_or_a_drawing_for_another_tool(baton_dsn, tmp_path):
+    run = ran(baton_dsn).run.id
+    assert baton("graph", run, "--dsn", baton_dsn).stdout.splitlines() == [
+        "1  told   completed",
+        "2  bad    discarded  <- told",
+        "3  never  cancelled  <- bad",
+    ]
+    assert baton("graph", run, "--dsn", baton_dsn, "--mermaid").stdout.startswith("flowchart LR")
+    assert baton("graph", run, "--dsn", baton_dsn, "--dot").stdout.startswith("digraph")
+    drawing = baton("graph", run, "--dsn", baton_dsn, "--svg").stdout
+    assert drawing.startswith("<svg")
+    file = tmp_path / "run.svg"
+    assert baton("graph", run, "--dsn", baton_dsn, "--svg", "-o", file).stdout == ""
+    assert file.read_text() == drawing
+    missing = tmp_path / "not" / "there.svg"
+    told = baton("graph", run, "--dsn", baton_dsn, "--svg", "-o", missing, code=1).stderr
+    assert "No such file or directory; name another file with --output" in told
+
+
+def test_watch_ends_with_the_run_and_says_how_it_went(baton_dsn, tmp_path):
+    workflow = Workflow("fine")
+    workflow.add("told", app.echo.new(value=1))
+    fine = asyncio.run(testing.run(workflow, dsn=baton_dsn)).run.id
+    assert re.search(r"told +completed in ", baton("watch", fine, "--dsn", baton_dsn).stdout)
+    failed = ran(baton_dsn).run.id
+    with Command("watch", failed, "--dsn", baton_dsn, cwd=tmp_path) as command:
+        assert command.end() == 1
+    assert "never  cancelled" in command.out
+
+
+def test_an_interrupted_watch_leaves_the_run_alone(baton_dsn, tmp_path):
+    workflow = Workflow("slow")
+    workflow.add("told", app.echo.new(value=1))
+    run = inserted(baton_dsn, workflow)
+    with Command("watch", run, "--dsn", baton_dsn, cwd=tmp_path) as command:
+        command.until(lambda: "told  available" in command.out)
+        command.send(signal.SIGINT)
+        assert command.end() == 130
+    assert command.err == "baton: interrupted; the run goes on\n"
+    assert job(baton_dsn) == ("available", 0)
 
 
 def test_a_run_that_is_not_there_is_told_in_a_line(baton_dsn):
@@ -477,7 +534,8 @@ def test_hostile_names_errors_and_results_are_shown_and_not_obeyed(baton_dsn):
         conn.execute("UPDATE workflow_nodes SET name = name || %s", [everything])
     for arguments in (
         ["list"], ["list", "--json"], ["show", run], ["show", run, "--json"], ["show", run, "--results"],
-        ["show", run, "--json", "--results"], ["show", run, "--mermaid"], ["show", run, "--dot"],
+        ["show", run, "--json", "--results"], ["graph", run], ["graph", run, "--mermaid"], ["graph", run, "--dot"],
+        ["graph", run, "--svg"],
     ):  # fmt: skip
         done = baton(*arguments, "--dsn", baton_dsn)
         assert not _OBEYED.search(done.output), arguments

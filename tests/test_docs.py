@@ -35,7 +35,7 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, doctor, local, migration, testing
+from baton import cli, doctor, local, migration, testing, web
 from baton._step import Results
 
 ROOT = Path(__file__).parent.parent
@@ -292,6 +292,11 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),
     ("local.default_data_dir", local.default_data_dir),
+    ("web.app", web.app),
+    ("web.Access", None),
+    ("web.ACTIONS", None),
+    ("web.Authorize", None),
+    ("web.read_only", web.read_only),
     ("Baton", baton.Baton.__init__),
     ("Workflow", baton.Workflow.__init__),
     ("Snooze", baton.Snooze.__init__),

@@ -12,7 +12,7 @@ import orjson
 import psycopg
 import pytest
 
-from baton import _store, testing
+from baton import _store, query, testing
 from baton._engine import Outcome
 from tests.kit.engine import Steps
 
@@ -205,6 +205,71 @@ async def test_a_read_by_id_uses_its_index_on_a_large_table(
         assert [
             node["Relation Name"] for node in plans(json.dumps(row[0])) if node["Node Type"] == "Seq Scan"
         ] == []
+
+
+ASKED_OF_RUNS = {
+    **dict.fromkeys(("state", "name", "key", "search", "first_id", "last_id", "name_prefix", "before")),
+    **dict.fromkeys(("inserted_after", "inserted_before")),
+    "limit": 50,
+}
+ASKED_OF_STEPS = {
+    **dict.fromkeys(("states", "settles", "search", "positions", "after", "place", "moment")),
+    "id": READ_STEPS["id"],
+    "name": None,
+    "position": 3,
+    "order_by": "duration",
+    "characters": 100,
+    "limit": 50,
+}
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "index"),
+    [
+        ("list_runs", {}, "workflows_pkey"),
+        ("list_runs", {"before": "80000000-0000-7000-8000-000000000000"}, "workflows_pkey"),
+        ("list_runs", {"state": "failed"}, "workflows_state"),
+        ("list_runs", {"state": "completed"}, "workflows_state"),
+        ("list_runs", {"name": "new"}, "workflows_name"),
+        ("list_runs", {"name": "new", "state": "failed"}, "workflows_name"),
+        ("list_runs", {"name_prefix": "new/%"}, "workflows_name"),
+        ("list_runs", {"key": "k"}, "workflows_key"),
+        ("list_runs", {"inserted_before": LONG_AGO}, "workflows_inserted"),
+        ("list_runs", {"search": "%new%"}, "workflows_pkey"),
+        ("count_runs", {"state": "completed"}, "workflows_state"),
+        ("count_runs", {"state": "failed", "name": "new"}, "workflows_name"),
+        ("find_steps", {}, "workflow_nodes_position"),
+        ("find_steps", {"after": 4}, "workflow_nodes_position"),
+        ("find_steps", {"states": ["executing"], "settles": ["released"]}, "workflow_nodes_position"),
+        ("find_steps", {"positions": [1, 2, 3]}, "workflow_nodes_position"),
+        ("find_steps_by", {}, "workflow_nodes_position"),
+        ("count_steps", {}, "workflow_nodes_position"),
+        ("read_graph", {}, "workflow_nodes_position"),
+        ("read_jobs", {}, "workflow_nodes_position"),
+        ("read_step", {}, "workflow_nodes_position"),
+        ("read_step", {"name": "a"}, "workflow_nodes_name"),
+        ("read_result_text", {"name": "a"}, "workflow_nodes_name"),
+        ("read_dependencies", {"step_id": 3}, "workflow_edges_dependent"),
+        ("read_dependents", {"step_id": 3}, "workflow_edges_pkey"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
+)
+async def test_a_question_is_answered_from_an_index_in_the_order_of_its_pages(
+    large_dsn: str, name: str, asked: dict[str, Any], index: str
+) -> None:
+    async with Steps.opened(large_dsn) as steps, steps.db.transaction():
+        steps.audited = False
+        await steps.db.execute(query._ONE_MOMENT)
+        params = {**(ASKED_OF_RUNS if "runs" in name else ASKED_OF_STEPS), **asked}
+        cursor = await steps.db.execute(b"EXPLAIN (FORMAT JSON) " + _text(name), params)
+        row = await cursor.fetchone()
+        assert row is not None
+        found = plans(json.dumps(row[0]))
+        assert not [node for node in found if node["Node Type"] in ("Seq Scan", "Bitmap Heap Scan")]
+        assert index in {node.get("Index Name") for node in found}
+        if name in ("list_runs", "find_steps") and not asked.keys() & {"name_prefix", "inserted_before"}:
+            assert not [node for node in found if "Sort" in node["Node Type"]]
 
 
 def _text(name: str) -> bytes:

@@ -266,6 +266,7 @@ ABOUT_A_RUN: dict[str, Callable[..., Awaitable[Any]]] = {
     "count_steps": query.Query.count_steps,
     "get_step": lambda q, run, **scope: q.get_step(run, "s0", **scope),
     "read_result_text": lambda q, run, **scope: q.read_result_text(run, "s0", **scope),
+    "read_stream": lambda q, run, **scope: q.read_stream(run, "s0", **scope),
     "read_graph": query.Query.read_graph,
 }
 
@@ -433,7 +434,7 @@ async def every(client: Baton, run: str, **asked: Any) -> list[str]:
         ({"positions": range(9, 12), "state": "completed", "search": "odd"}, [9]),
         # Of what has begun, the last began first; what has not begun comes last: a held one, one without a job, a skipped one.
         ({"order_by": "started_at"}, [12, 11, 10, 9, 7, 6, 5, 4, 3, 2, 1, 8, 13]),
-        ({"order_by": "duration"}, [12, 11, 10, 9, 7, 6, 5, 4, 3, 2, 1, 8, 13]),
+        ({"order_by": "duration"}, [12, 11, 10, 9, 6, 1, 2, 3, 4, 5, 7, 8, 13]),
         ({"order_by": "duration", "state": "executing"}, [6]),
         ({"order_by": "started_at", "positions": [1, 5, 13]}, [5, 1, 13]),
     ],
@@ -449,25 +450,27 @@ async def test_steps_are_listed_by_what_is_asked_on_pages(
 async def test_a_running_step_is_not_passed_over_though_its_duration_grows(
     client: Baton, baton_dsn: str
 ) -> None:
-    run = await placed(
-        baton_dsn,
-        [
-            ("completed", "completed", True, StepState.COMPLETED),
-            ("released", "executing", True, StepState.EXECUTING),
-        ],
-    )
+    run = await placed(baton_dsn, [STATES[8], STATES[5]])
     # The one that has settled took a little longer than the other has been running for.
     await rows(
         baton_dsn,
-        "UPDATE workflow_nodes SET started_at = settled_at - interval '2 seconds' - interval '100 ms' WHERE name = 's1'",
+        "UPDATE workflow_nodes SET started_at = settled_at - interval '2.5 seconds' WHERE name = 's1'",
     )
     page = await client.query.list_steps(run, order_by="duration", limit=1)
     assert [step.name for step in page.steps] == ["s1"]
+    assert page.next is not None
+    # Ten seconds pass.
     await rows(
         baton_dsn,
-        "UPDATE workflow_nodes SET settled_at = settled_at WHERE pg_sleep(0.2) IS NOT NULL AND name = 's1'",
+        "UPDATE workflow_nodes SET started_at = started_at - interval '10 seconds', "
+        "settled_at = settled_at - interval '10 seconds'",
     )
-    page = await client.query.list_steps(run, order_by="duration", limit=1, after=page.next)
+    await rows(baton_dsn, "UPDATE oban_jobs SET attempted_at = attempted_at - interval '10 seconds'")
+    *where, moment = page.next.split("~")
+    earlier = datetime.fromisoformat(moment) - timedelta(seconds=10)
+    page = await client.query.list_steps(
+        run, order_by="duration", limit=1, after="~".join([*where, earlier.isoformat()])
+    )
     assert [step.name for step in page.steps] == ["s2"]
     assert page.next is None
 
@@ -655,8 +658,8 @@ async def test_a_run_of_100_000_steps_is_read_page_by_page_and_counted(client: B
 
 # Public: a column is never changed nor taken away, and a new one comes at the end.
 VIEWS = {
-    "baton_workflows": "workflow_id uuid, name text, key text, state text, generation int4, steps int4, unsettled int4, failed int4, "
-    "inserted_at timestamptz, finished_at timestamptz, duration_seconds float8, paused_at timestamptz, "
+    "baton_workflows": "workflow_id uuid, name text, key text, state text, generation int4, steps int4, unsettled int4, "
+    "failed int4, inserted_at timestamptz, finished_at timestamptz, duration_seconds float8, paused_at timestamptz, "
     "cancel_requested_at timestamptz, cancel_reason text, deadline_at timestamptz, rerun_of uuid",
     "baton_steps": "workflow_id uuid, workflow_name text, step_id int8, position int4, name text, state text, function text, "
     "queue text, attempt int4, max_attempts int4, waiting_on int4, runs_on text, has_result bool, error text, "
@@ -683,8 +686,8 @@ async def test_the_views_say_what_the_library_says(worker: Baton, baton_dsn: str
     summary = await run.summary()
     found = await rows(
         baton_dsn,
-        "SELECT workflow_id::text, name, key, state, generation, steps, unsettled, failed, inserted_at, finished_at, paused_at, "
-        "rerun_of FROM baton_workflows",
+        "SELECT workflow_id::text, name, key, state, generation, steps, unsettled, failed, inserted_at, finished_at, "
+        "paused_at, rerun_of FROM baton_workflows",
     )
     assert found == [
         (run.id, "views", "k", "completed", 1, 3, 0, 0, summary.inserted_at, summary.finished_at, None, None)

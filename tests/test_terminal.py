@@ -1,12 +1,13 @@
 import io
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from baton import RunState, RunStatus, RunSummary, StepState, StepStatus, _terminal
+from baton import Progress, RunState, RunStatus, RunSummary, StepState, StepStatus, _terminal
 from tests.kit.hostile import NAMES
 
 NOW = datetime.now(UTC)
@@ -127,18 +128,19 @@ def test_the_picture_lists_steps_by_layer_with_state_tries_time_and_cause():
     head, *lines = drawn(_terminal.picture(screen, DIAMOND), screen)
     assert head.startswith("● brief  executing  ")
     assert [line.split() for line in lines] == [
+        ["step", "state", "tries", "took"],
         ["1", "✓", "fetch", "completed", "1/3", "0.50s"],
-        ["2", "●", "keywords", "executing", "2/3", lines[1].split()[-1]],
-        ["✗", "summary", "discarded", "1/3", "ValueError:", "no"],
-        ["3", "·", "brief", "held", "waits", "for", "keywords"],
+        ["2", "●", "keywords", "executing", "2/3", lines[2].split()[5], "after", "fetch"],
+        ["✗", "summary", "discarded", "1/3", "after", "fetch;", "ValueError:", "no"],
+        ["3", "·", "brief", "held", "after", "keywords,", "summary"],
     ]
 
 
 def test_every_state_has_a_word_and_a_sign_of_its_own_also_in_ascii():
     for encoding in ("utf-8", "ascii"):
-        signs = {_terminal._LOOKS[state][encoding == "ascii"] for state in StepState}
+        signs = {_terminal.LOOKS[state][encoding == "ascii"] for state in StepState}
         assert len(signs) == len(StepState)
-    assert all(sign.isascii() for _, sign, _ in _terminal._LOOKS.values())
+    assert all(sign.isascii() for _, sign, _ in _terminal.LOOKS.values())
 
 
 def test_no_color_leaves_the_same_text(monkeypatch):
@@ -151,23 +153,6 @@ def test_no_color_leaves_the_same_text(monkeypatch):
         line.split()[:3] for line in plain
     ]
     assert "\x1b[3" not in "\n".join(drawn(_terminal.picture(colourless, DIAMOND), colourless))
-
-
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_a_picture_with_a_limit_of_rows_keeps_to_it_in_any_width(width):
-    many = status(
-        *[step(f"part[{n}]", "completed", error=None) for n in range(50)],
-        *[step(f"next_{n}_{'x' * 40}", "held", tuple(f"part[{n}]" for n in range(9))) for n in range(40)],
-        step("busy", "executing", started_at=NOW),
-        step("bad", "discarded", error="no " * 100),
-    )
-    screen = console(width)
-    lines = drawn(_terminal.picture(screen, many, rows=10), screen)
-    assert len(lines) == 12
-    assert lines[-1] == "and 82 more: 50 completed, 32 held"
-    assert any("● busy" in line for line in lines)
-    assert any("✗ bad" in line for line in lines)
-    assert all(state in "\n".join(lines) for state in ("executing", "discarded", "held"))
 
 
 def test_a_list_of_runs_never_cuts_ids():
@@ -187,11 +172,10 @@ def test_hostile_names_and_errors_are_shown_and_not_obeyed(name):
         step("[bold]x[/bold]", "held", (name,)),
         name=name,
     )
-    for dependencies in (False, True):
-        screen = console()
-        text = "\n".join(drawn(_terminal.picture(screen, hostile, dependencies=dependencies), screen))
-        assert not any(char in text for char in OBEYED if char != "\n")
-        assert "[bold]x[/bold]" in text
+    screen = console()
+    text = "\n".join(drawn(_terminal.picture(screen, hostile), screen))
+    assert not any(char in text for char in OBEYED if char != "\n")
+    assert "[bold]x[/bold]" in text
     screen = console()
     assert not any(
         char in "".join(drawn(_terminal.runs_table(screen, [run(name=name)]), screen)) for char in OBEYED
@@ -207,6 +191,24 @@ def test_markdown_cannot_smuggle_in_what_a_terminal_obeys(capsys, monkeypatch):
     assert not any(char in shown for char in OBEYED if char != "\n")
     assert "\\u202eleft and \\x1b[31m" in shown
     assert "javascript:alert(1)" in shown
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ((370, 1000, "pages"), "37% (370/1000) pages"),
+        ((370, None, "pages"), "370 pages"),
+        ((0.5, 3.0, None), "16% (0.5/3)"),
+        ((999.9, 1000, None), "99% (999.9/1000)"),
+        ((2000, 1000, None), "200% (2000/1000)"),
+        ((5, 0, "\x1b[2Jx"), "5 \\x1b[2Jx"),
+        ((math.nan, 10, None), "nan"),
+        ((math.inf, math.inf, None), "inf"),
+    ],
+    ids=repr,
+)
+def test_progress_is_a_share_of_a_total_where_there_is_one(told, text):
+    assert _terminal.progress(Progress(*told, updated_at=NOW)) == text
 
 
 def test_the_last_line_of_an_error_is_what_happened():

@@ -1,4 +1,4 @@
-"""The page's server: mounted beside an app, what it answers, what it streams, what its actions do. Attacks: test_web_security.py."""
+"""The page's server: mounted beside an app, what it answers and streams, what its actions do. Attacks: test_web_security.py."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -48,6 +49,14 @@ async def fail(text: str) -> None:
 async def wait(gate: str) -> str:
     await GATES[gate].wait()
     return gate
+
+
+@step(name="tests.web.tell")
+async def tell(chunks: int, gate: str) -> None:
+    for n in range(chunks):
+        baton.stream.write({"n": n})
+    baton.progress(chunks, 2 * chunks, "half way")
+    await GATES[gate].wait()
 
 
 @step(name="tests.web.big")
@@ -422,6 +431,31 @@ async def test_a_large_result_is_cut_in_the_panel_and_whole_in_the_file(
     assert answer.headers["content-disposition"] == f'attachment; filename="only-{run.id[-8:]}.json"'
 
 
+async def test_what_a_step_streams_is_read_in_pages_while_it_runs(workflows: Baton, page: Visitor) -> None:
+    gate("a")
+    run = await workflows.insert(one(tell.new(1_200, "a")))
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        while True:
+            ((_, box),) = (await events.named("change"))["boxes"].items()
+            if box["chunks"] == 1_200 and box["progress"]:
+                break
+    assert box["progress"] == {"done": 1200.0, "total": 2400.0, "message": "half way"}
+    path = f"api/runs/{run.id}/steps/{box['position']}/stream"
+    seen: list[int] = []
+    pages = 0
+    while (found := await page.json(path, params={"after": len(seen), "attempt": box["attempt"]}))["chunks"]:
+        assert [chunk["position"] for chunk in found["chunks"]] == list(
+            range(len(seen), len(seen) + len(found["chunks"]))
+        )
+        seen += [chunk["value"]["n"] for chunk in found["chunks"]]
+        assert found["next"] == len(seen)
+        pages += 1
+    assert (pages, seen) == (3, list(range(1_200)))
+    assert found == {"attempt": 1, "chunks": [], "next": 1_200}
+    assert (await page.json(path))["attempt"] == 1
+    GATES["a"].set()
+
+
 async def test_a_step_without_a_result_has_no_file(workflows: Baton, page: Visitor) -> None:
     run = await finished(workflows, one(fail.new("no")))
     (listed,) = (await page.json(f"api/runs/{run.id}/steps"))["steps"]
@@ -628,6 +662,40 @@ async def test_users_without_a_name_are_bounded_in_all_alone(workflows: Baton) -
     async with Visitor(app) as page, page.stream(path) as first, page.stream(path) as second:
         await first.named("resync")
         await second.named("resync")
+
+
+async def test_a_step_that_the_drawing_has_not_ends_a_view_so_that_it_is_drawn_anew(
+    workflows: Baton, page: Visitor
+) -> None:
+    run = await finished(workflows, fan())
+    app = baton.web.app(workflows, authorize=everything)
+    async with app.state.site.boards.board(run.id) as board:
+        async with board.view(frozenset()) as view:
+            known = (await run.status()).steps[0]
+            new = replace(known, position=999, name="new")
+            view.apply(await run.summary(), [(None, new)])
+            assert view.over
+        async with board.view(frozenset()) as again:
+            assert again is not view
+            assert not again.over
+
+
+async def test_runs_and_ways_to_look_at_them_are_bounded(
+    workflows: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_board, "_MOST_BOARDS", 1)
+    monkeypatch.setattr(_board, "_MOST_VIEWS", 1)
+    monkeypatch.setattr(_board, "_KEPT_VIEWS", 0)
+    first, second = [await finished(workflows, fan()) for _ in range(2)]
+    async with Visitor(baton.web.app(workflows, authorize=everything)) as page:
+        (group,) = (await page.json(f"api/runs/{first.id}"))["groups"]
+        async with page.stream(f"api/runs/{first.id}/events") as events:
+            await events.named("change")
+            assert (await page.json(f"api/runs/{first.id}"))["counts"] == {"completed": 8}
+            await page.json(f"api/runs/{first.id}?expand={group['id']}", 503)
+            await page.json(f"api/runs/{second.id}", 503)
+        await page.json(f"api/runs/{first.id}?expand={group['id']}")
+        await page.json(f"api/runs/{second.id}")
 
 
 async def test_two_hundred_pages_follow_one_run_on_one_subscription(workflows: Baton, page: Visitor) -> None:

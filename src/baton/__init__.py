@@ -27,7 +27,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, testing
+    from baton import doctor, errors, events, migration, otel, telemetry, testing
     from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
@@ -98,10 +98,12 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "otel",
     "progress",
     "results",
     "step",
     "stream",
+    "telemetry",
     "testing",
     "worker",
 ]
@@ -148,8 +150,10 @@ _LAZY = {
     "events": "baton.events",
     "migration": "baton.migration",
     "progress": "baton._progress",
+    "otel": "baton.otel",
     "results": "baton._step",
     "stream": "baton._progress",
+    "telemetry": "baton.telemetry",
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",

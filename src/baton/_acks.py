@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor as ThreadPool
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from oban._extensions import use_ext
 from oban._producer import Producer
 from oban.job import Job
 
-from baton import _step
+from baton import _signals, _step
 from baton._codec import clean_text, encode
 from baton._deadline import within
 from baton._dispatch import seconds_of
@@ -42,6 +43,14 @@ _STOP_SECONDS = 1.0
 _LAST_CALL = 0.2
 # A protocol message ends at 1 GB; a batch of results well before.
 _BATCH_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An attempt's outcome, as Oban has it and as the engine writes it."""
+
+    action: AckAction
+    outcome: Outcome
 
 
 class Acks:
@@ -130,7 +139,7 @@ class Acks:
         producer = self._producer_of(actions)
         claims = producer is not None and self._claim(producer) is not None
         acked: list[int] = []
-        for batch in _batches([self._outcome(action) for action in actions]):
+        for batch in _batches([_Ended(action, self._outcome(action)) for action in actions]):
             acked += await self._ack_batch(batch, producer)
         if producer is not None:
             await self._return_surplus(producer)
@@ -138,24 +147,20 @@ class Acks:
                 self._just_claimed.add(producer._uuid)
         return acked
 
-    async def _ack_batch(self, outcomes: list[Outcome], producer: Producer | None) -> list[int]:
+    async def _ack_batch(self, batch: list[_Ended], producer: Producer | None) -> list[int]:
         tries = 0
         while True:
             try:
-                done = await within(
-                    self._patience(producer), self._call(outcomes, producer), asked=_LAST_CALL
-                )
+                done = await within(self._patience(producer), self._call(batch, producer), asked=_LAST_CALL)
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not _may_pass(error):
-                    return await self._divide(outcomes, producer, error)
+                    return await self._divide(batch, producer, error)
                 tries += 1
                 if producer is not None and _clock() >= self._give_up_at.get(producer._uuid, math.inf):
                     raise
-                logger.warning(
-                    "could not write %d outcomes (%s); trying again", len(outcomes), _one_line(error)
-                )
+                logger.warning("could not write %d outcomes (%s); trying again", len(batch), _one_line(error))
             else:
-                await self._after_ack(done, producer)
+                await self._after_ack(batch, done, producer)
                 return done.acked
             pause = random.uniform(0.5, 1.0) * min(0.05 * 2**tries, 2.0)  # noqa: S311
             await asyncio.sleep(min(pause, self._patience(producer)))
@@ -166,9 +171,10 @@ class Acks:
             return CALL_SECONDS
         return min(CALL_SECONDS, self._left(producer))
 
-    async def _call(self, outcomes: Sequence[Outcome], producer: Producer | None) -> Acked:
+    async def _call(self, batch: Sequence[_Ended], producer: Producer | None) -> Acked:
         """Ack and claim; after a call whose answer was lost, first return what that one may have claimed."""
         claim = self._claim(producer)
+        outcomes = [ended.outcome for ended in batch]
         if producer is not None and producer._uuid in self._uncertain:
             await self._reclaim(producer, outcomes)
         if producer is not None and claim is not None:
@@ -198,10 +204,16 @@ class Acks:
             )
         self._uncertain.discard(producer._uuid)
 
-    async def _after_ack(self, done: Acked, producer: Producer | None) -> None:
+    async def _after_ack(self, batch: Sequence[_Ended], done: Acked, producer: Producer | None) -> None:
         self._keep(producer, done.claimed)
         # Its own queue the ack has just claimed from: there is nothing left, or no room until the next job ends.
         self._wake([queue for queue in done.queues if producer is None or queue != producer._queue])
+        written = set(done.acked)
+        for ended in batch:
+            # What was not written is an attempt's that no longer held its job: of that one, somebody else tells.
+            if ended.outcome.job_id in written:
+                _signals.ended(ended.action, done.notes.stopped)
+        _signals.finished(done.notes.finished)
         if done.owed:
             try:
                 await within(self._patience(producer), self.sweep())
@@ -211,43 +223,35 @@ class Acks:
                 )
 
     async def _divide(
-        self, outcomes: list[Outcome], producer: Producer | None, error: psycopg.Error
+        self, batch: list[_Ended], producer: Producer | None, error: psycopg.Error
     ) -> list[int]:
         """One outcome that the database refuses must not take the others with it: halve until it is alone."""
-        if len(outcomes) > 1:
-            middle = len(outcomes) // 2
-            first = await self._ack_batch(outcomes[:middle], producer)
-            return first + await self._ack_batch(outcomes[middle:], producer)
-        (refused,) = outcomes
-        logger.error("the database refused the outcome of job %d: %s", refused.job_id, _one_line(error))
-        job = self._running(refused.job_id, producer)
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            first = await self._ack_batch(batch[:middle], producer)
+            return first + await self._ack_batch(batch[middle:], producer)
+        job = batch[0].action.job
+        logger.error("the database refused the outcome of job %d: %s", job.id, _one_line(error))
         action = AckAction(
-            job=job
-            or Job("baton.StepWorker", id=refused.job_id, attempted_at=refused.attempted_at, _validate=False),
+            job=job,
             state="discarded",
             error={
-                "attempt": job.attempt if job else None,
+                "attempt": job.attempt,
                 "at": datetime.now(UTC).isoformat(),
                 "error": f"its outcome could not be written: {_one_line(error)}",
             },
         )
+        refused = [_Ended(action, self._outcome(action))]
         try:
-            done = await self._call([self._outcome(action)], producer)
+            done = await self._call(refused, producer)
         except psycopg.Error as again:
             if _may_pass(again):
                 raise
             # Not even that it failed can be written. The job stays executing, for the lifeline; the queue goes on.
-            logger.error(
-                "the database refused the failure of job %d as well: %s", refused.job_id, _one_line(again)
-            )
+            logger.error("the database refused the failure of job %d as well: %s", job.id, _one_line(again))
             return []
-        await self._after_ack(done, producer)
+        await self._after_ack(refused, done, producer)
         return done.acked
-
-    @staticmethod
-    def _running(job_id: int, producer: Producer | None) -> Job | None:
-        entry = producer._running_jobs.get(job_id) if producer is not None else None
-        return entry[0] if entry else None
 
     async def get_jobs(self, producer: Producer) -> list[Job]:
         """Hand over what the last ack claimed, or claim now."""
@@ -359,6 +363,8 @@ class Acks:
                 inputs=step["inputs"] if step["deps"] else {},
                 stored=step["stored"],
                 result_limit=self._result_limit,
+                released_at=datetime.fromisoformat(step["released_at"]) if step["released_at"] else None,
+                spans=tuple(step["spans"] or ()),
             )
         return job
 
@@ -401,15 +407,15 @@ def _read_claim(text: str) -> dict[str, Any]:
     return ordinary
 
 
-def _batches(outcomes: list[Outcome]) -> list[list[Outcome]]:
-    batches: list[list[Outcome]] = [[]]
+def _batches(outcomes: list[_Ended]) -> list[list[_Ended]]:
+    batches: list[list[_Ended]] = [[]]
     size = 0
-    for outcome in outcomes:
-        weight = len(outcome.result or "")
+    for ended in outcomes:
+        weight = len(ended.outcome.result or "")
         if batches[-1] and size + weight > _BATCH_BYTES:
             batches.append([])
             size = 0
-        batches[-1].append(outcome)
+        batches[-1].append(ended)
         size += weight
     return batches
 

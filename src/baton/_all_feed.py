@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from baton import _store, snapshot
-from baton._feed import MOST_HINTS, Feed, Reader, Reading, some_of, step_ids
+from baton._feed import MOST_HINTS, Feed, Reader, Reading, polled, step_ids
 from baton._known import Known
 from baton._subscription import Events, RunsChanges
 from baton.snapshot import RunSummary
@@ -75,10 +75,14 @@ class AllFeed(Feed[RunsChanges | Events]):
             )
         read = await self._read_runs(conn, named)
         if any(isinstance(subscriber, RunsChanges) for subscriber in entering):
-            rows = await self._ids(conn, "find_newest_runs", limit=_FIRST)
-            self._newest = [
-                run for run, _ in await snapshot.read_marked_runs(conn, self.reading.prefix, rows)
-            ]
+            rows = await snapshot.read_marked_runs(
+                conn, self.reading.prefix, await self._ids(conn, "find_newest_runs", limit=_FIRST)
+            )
+            self._newest = [run for run, _ in rows]
+            # They are kept, so that it is seen when one is gone.
+            for run, mark in rows:
+                if run.id not in self._live:
+                    self._done.setdefault(run.id, mark)
         if not any(isinstance(subscriber, Events) for subscriber in (*self.subscribers, *entering)):
             self._known.clear()
             self._follows_steps = False
@@ -86,8 +90,7 @@ class AllFeed(Feed[RunsChanges | Events]):
         if not self._follows_steps:
             read = [run for run, _ in await snapshot.read_marked_runs(conn, self.reading.prefix, self._live)]
             self._follows_steps = True
-        await self._read_steps(conn, read, hints, compare=compare, poll=poll)
-        return compare
+        return await self._read_steps(conn, read, hints, compare=compare, poll=poll)
 
     async def _ids(self, conn: AsyncConnection, name: str, **params: object) -> list[str]:
         cursor = await conn.execute(_store.load(name, self.reading.prefix), params)
@@ -157,7 +160,7 @@ class AllFeed(Feed[RunsChanges | Events]):
         *,
         compare: bool,
         poll: bool,
-    ) -> None:
+    ) -> bool:
         reader = Reader(conn, self.reading.prefix, self._known)
         new = []
         again = []
@@ -179,13 +182,18 @@ class AllFeed(Feed[RunsChanges | Events]):
         await reader.read({step_id for steps in hints.values() for step_id in steps or ()})
         if poll:
             self._polls += 1
-            moving = (step for known in self._known.values() for step in known.moving())
-            await reader.compare(some_of(moving, self._polls))
+            found = await reader.compare(polled(self._known.values(), self._polls))
+            short = any(known.unsettled != known.run.unsettled for known in self._known.values())
+            # What nobody told, or has not told yet, is not the only thing perhaps.
+            if (found or short) and self._may_compare():
+                compare = True
+                await reader.compare(step for known in self._known.values() for step in known.live())
         for known in self._known.values():
-            # Some of what led here was missed, or is still to be heard of; an end is told after it.
-            if known.unsettled != known.run.unsettled and (poll or known.run.finished_at is not None):
+            if known.unsettled > 0 and known.run.finished_at is not None:
+                # The end was seen before the notifications of what led to it. It is told after that.
                 await reader.compare(known.live())
         await reader.end(self._known.values())
+        return compare
 
     def _is_news(self, run: RunSummary) -> bool:
         """Whether it finished while somebody followed, and nobody was told."""

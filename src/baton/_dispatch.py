@@ -6,6 +6,7 @@ Part of the seam to Oban: a subclass of its executor, and the dispatcher that it
 import asyncio
 import itertools
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from oban.job import Cancel as ObanCancel
 from oban.job import Job
 from oban.worker import WorkerResolutionError, resolve_worker
 
-from baton import _step
+from baton import _signals, _step
 from baton._outcomes import Cancel, Snooze
 from baton._reports import Report, Reports
 from baton.errors import InvalidResult
@@ -105,6 +106,9 @@ class StepExecutor(Executor):
             )
 
     def _report_stopped(self) -> None:
+        attempt = _step.attempt_of(self.job)
+        if attempt is not None:
+            attempt.duration = time.monotonic_ns() - self._start_time
         if self.status in ("retryable", "discarded") and not isinstance(self.result, BaseException):
             # A result that was refused: report the refusal. The value's own text may raise, or have no end.
             assert self.action is not None
@@ -213,8 +217,8 @@ class Dispatcher:
         attempt.report = self._reports.begin(job.id, job.attempted_at, what)
         token = _step.enter(job, attempt)
         try:
+            action = _gate(job, attempt) or await self._told(job, attempt, producer)
             # Not in one expression: the producer may replace its list while the job runs.
-            action = _gate(job, attempt) or await self._execute(job, producer)
             await self._finish(attempt.report)
             producer._pending_acks.append(action)
         finally:
@@ -222,6 +226,10 @@ class Dispatcher:
         given_back = action.state == "available"
         if attempt.thread is not None and not attempt.thread.done() and not given_back:
             self._linger(producer, job, attempt.thread)
+
+    async def _told(self, job: Job, attempt: _step.Attempt, producer: Producer) -> AckAction:
+        _signals.began(job, attempt)
+        return await self._execute(job, producer)
 
     async def _finish(self, report: Report) -> None:
         try:
@@ -256,14 +264,16 @@ class Dispatcher:
             return producer in self._ending or self._hurried.is_set() or producer._stopping.is_set()
 
         executor = StepExecutor(job, giving_back)
-        try:
-            await executor.execute()
-        except asyncio.CancelledError:
-            if not executor.given_back:
-                raise
-            return AckAction(job=job, state="available", attempt_change=-1)
-        assert executor.action is not None
-        return executor.action
+        with _signals.Traced(job) as traced:
+            try:
+                await executor.execute()
+            except asyncio.CancelledError:
+                if not executor.given_back:
+                    raise
+                return AckAction(job=job, state="available", attempt_change=-1)
+            assert executor.action is not None
+            raised = executor.result if isinstance(executor.result, BaseException) else None
+            return traced.came_to(executor.action, raised)
 
 
 async def _all_ended(tasks: list["asyncio.Task[None]"]) -> None:

@@ -10,7 +10,7 @@ import inspect
 import random
 import select
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -84,6 +84,30 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Notes:
+    """What a statement told of besides what it returns; see `note.sql`."""
+
+    finished: Sequence[Mapping[str, Any]] = ()
+    """The runs that it finished."""
+    stopped: Mapping[str, str | None] = field(default_factory=dict)
+    """Why, by the job's id, for steps that end cancelled whatever their attempts came to."""
+
+
+def read_notes(text: str | None) -> Notes:
+    """What `current_setting('baton.notes', true)` said."""
+    if not text:
+        return _NO_NOTES
+    lines = [orjson.loads(line) for line in text.split("\n")]
+    stopped: dict[str, str | None] = {}
+    for line in lines:
+        stopped |= line.get("stopped", {})
+    return Notes([line for line in lines if "stopped" not in line], stopped)
+
+
+_NO_NOTES = Notes()
+
+
+@dataclass(frozen=True, slots=True)
 class Acked:
     """What one call of `ack` did."""
 
@@ -91,6 +115,7 @@ class Acked:
     queues: list[str]
     owed: bool
     claimed: list[str]
+    notes: Notes = field(default_factory=Notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +132,12 @@ class Inserted:
 
     id: UUID
     inserted: bool
+    notes: str | None = None
+    """Of the whole statement: the runs that it finished because they are empty."""
 
 
 _ACK = (
-    "SELECT acked, queues, owed, claimed FROM /* schema */baton_ack("
+    "SELECT acked, queues, owed, claimed, current_setting('baton.notes', true) FROM /* schema */baton_ack("
     "%s::jsonb, %s::text[], %s::text, %s::integer, %s::text, %s::uuid, %s::uuid[], %s::text)"
 )
 _REPORT = (
@@ -119,7 +146,7 @@ _REPORT = (
     "%s::bigint[], %s::integer[], %s::text[])"
 )
 _INSERT = (
-    "SELECT id, inserted FROM /* schema */baton_insert("
+    "SELECT id, inserted, current_setting('baton.notes', true) AS notes FROM /* schema */baton_insert("
     "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], "
     "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], "
     "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text, "
@@ -153,6 +180,8 @@ class Engine:
         self.origin = origin
         self.local_producers: list[UUID] = []
         """Producers of this process, which are woken here and need no notification."""
+        self.on_finished: Callable[[Sequence[Mapping[str, Any]]], object] = _ignored
+        """Called with the runs that a statement finished, other than an ack, after its commit."""
 
     async def open(self) -> AsyncConnectionPool[AsyncConnection]:
         """The pool, opened at first use. Waits until one connection is there."""
@@ -206,8 +235,8 @@ class Engine:
                 )
             ).fetchone()
         assert row is not None
-        acked, queues, owed, claimed = row
-        return Acked(acked, queues, owed, claimed or [])
+        acked, queues, owed, claimed, noted = row
+        return Acked(acked, queues, owed, claimed or [], read_notes(noted))
 
     async def _value(self, text: str, *params: object) -> Any:
         """The one value that a statement returns, in a transaction of its own."""
@@ -215,6 +244,16 @@ class Engine:
         async with pool.connection() as conn:
             row = await (await conn.execute(self._sql(text), params)).fetchone()
         assert row is not None
+        return row[0]
+
+    async def _call(self, function: str, *params: object) -> Any:
+        """The one value that a database function returns, in a transaction of its own. Runs that it finished are told of."""
+        pool = await self.open()
+        text = f"SELECT done, current_setting('baton.notes', true) FROM /* schema */{function} AS done"
+        async with pool.connection() as conn:
+            row = await (await conn.execute(self._sql(text), params)).fetchone()
+        assert row is not None
+        self.on_finished(read_notes(row[1]).finished)
         return row[0]
 
     async def _rows(self, name: str, /, **params: object) -> list[tuple[Any, ...]]:
@@ -242,11 +281,7 @@ class Engine:
 
     async def sweep(self) -> list[str]:
         """Pay what is owed and repair what could not be settled; returns queues to wake."""
-        return list(
-            await self._value(
-                "SELECT /* schema */baton_sweep(%s::uuid[], %s)", self.local_producers, self.origin
-            )
-        )
+        return list(await self._call("baton_sweep(%s::uuid[], %s)", self.local_producers, self.origin))
 
     async def missing_triggers(self) -> list[str]:
         """Triggers on the job table that are absent or disabled."""
@@ -254,15 +289,15 @@ class Engine:
 
     async def reconcile(self) -> int:
         """Make steps follow jobs that changed while no trigger was looking; returns how many there were."""
-        return int(await self._value("SELECT /* schema */baton_reconcile()"))
+        return int(await self._call("baton_reconcile()"))
 
     async def rescue(self, rescue_after: float) -> list[int]:
         """Run jobs again whose process is dead; returns them. See `baton_rescue_dead`."""
-        return list(await self._value("SELECT /* schema */baton_rescue_dead(%s)", rescue_after))
+        return list(await self._call("baton_rescue_dead(%s)", rescue_after))
 
     async def rescue_all(self, rescue_after: float) -> int:
         """`rescue`, and discard what could never be claimed again; returns how many there were."""
-        return int(await self._value("SELECT /* schema */baton_rescue(%s)", rescue_after))
+        return int(await self._call("baton_rescue(%s)", rescue_after))
 
     async def delete_silent_producers(self, max_age: float) -> int:
         """Remove the rows of processes that are dead for long; returns how many."""
@@ -388,7 +423,7 @@ class Engine:
         """End a run, or steps of it; what each one ends as, None where there is no such run. See `baton_cancel`."""
         names = None if steps is None else list(steps)
         ends: list[str | None] | None = await self._patiently(
-            "SELECT /* schema */baton_cancel(%s, %s::text[], %s, %s)", run_id, names, reason, cause
+            "baton_cancel(%s, %s::text[], %s, %s)", run_id, names, reason, cause
         )
         return ends
 
@@ -401,18 +436,18 @@ class Engine:
 
     async def pause(self, run_id: UUID) -> str | None:
         """Let nothing more of a run start; its state, None where there is no such run."""
-        state: str | None = await self._patiently("SELECT /* schema */baton_pause(%s)", run_id)
+        state: str | None = await self._patiently("baton_pause(%s)", run_id)
         return state
 
     async def resume(self, run_id: UUID) -> str | None:
         """Let a paused run go on; its state, None where there is no such run."""
-        state: str | None = await self._patiently("SELECT /* schema */baton_resume(%s)", run_id)
+        state: str | None = await self._patiently("baton_resume(%s)", run_id)
         return state
 
     async def retry(self, run_id: UUID) -> list[str] | None:
         """Revive what failed in a run; names of the steps, None where there is no such run."""
         try:
-            names: list[str] | None = await self._patiently("SELECT /* schema */baton_retry(%s)", run_id)
+            names: list[str] | None = await self._patiently("baton_retry(%s)", run_id)
         except DatabaseError as error:
             raise _refusal(error, run_id) or error from None
         return names
@@ -421,11 +456,7 @@ class Engine:
         """Insert a run that does part of another again; whether there is that other."""
         wanted = None if names is None else list(names)
         try:
-            return bool(
-                await self._patiently(
-                    "SELECT /* schema */baton_rerun(%s, %s, %s::text[])", run_id, new_id, wanted
-                )
-            )
+            return bool(await self._patiently("baton_rerun(%s, %s, %s::text[])", run_id, new_id, wanted))
         except DatabaseError as error:
             raise _refusal(error, run_id) or error from None
 
@@ -463,30 +494,40 @@ class Engine:
         """Oban's cancel of jobs, durable for those that run; id and state before of each that had not ended."""
         pool = await self.open()
         async with pool.connection() as conn:
-            cursor = await conn.execute(
-                self._sql("SELECT id, state FROM /* schema */baton_cancel_many(%s::bigint[])"),
-                (list(job_ids),),
-            )
-            return await cursor.fetchall()
+            rows = await (
+                await conn.execute(
+                    self._sql(
+                        "SELECT id, state, current_setting('baton.notes', true) "
+                        "FROM /* schema */baton_cancel_many(%s::bigint[])"
+                    ),
+                    (list(job_ids),),
+                )
+            ).fetchall()
+        if rows:
+            self.on_finished(read_notes(rows[0][2]).finished)
+        return [(job_id, state) for job_id, state, _ in rows]
 
     async def cancelled(self, job_ids: Sequence[int]) -> list[int]:
         """Which of these running jobs were cancelled meanwhile."""
         return list(await self._value("SELECT /* schema */baton_cancelled(%s::bigint[])", list(job_ids)))
 
-    async def _patiently(self, text: str, *params: object) -> Any:
-        """A statement that may be the victim of a deadlock, or meet a lock that lasts: it is sent again, a few times."""
+    async def _patiently(self, function: str, *params: object) -> Any:
+        """A function that may be the victim of a deadlock, or meet a lock that lasts: it is sent again, a few times."""
         for attempt in range(1, _TRIES):
             try:
-                return await self._value(text, *params)
+                return await self._call(function, *params)
             except (SerializationFailure, DeadlockDetected, LockNotAvailable):
                 await asyncio.sleep(random.uniform(0.5, 1.0) * 0.02 * 2**attempt)  # noqa: S311
-        return await self._value(text, *params)
+        return await self._call(function, *params)
 
     async def insert(self, plan: InsertPlan) -> list[Inserted]:
         """Write workflows in one statement and one commit."""
         pool = await self.open()
         async with pool.connection() as conn:
-            return await self._insert(plan, conn, self.local_producers, self.origin)
+            inserted = await self._insert(plan, conn, self.local_producers, self.origin)
+        if inserted:
+            self.on_finished(read_notes(inserted[0].notes).finished)
+        return inserted
 
     async def insert_into(self, plan: InsertPlan, conn: AsyncConnection) -> list[Inserted]:
         """Write workflows in the transaction of a caller's connection, which stays usable whatever happens here."""
@@ -599,6 +640,10 @@ async def behind_a_pooler(conn: AsyncConnection) -> bool:
 async def read_committed(conn: AsyncConnection) -> None:
     """For connections of a pool: a role's or a database's default must not make statements fail that wait for each other."""
     await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
+
+
+def _ignored(_runs: object) -> None:
+    return None
 
 
 async def _configure(conn: AsyncConnection) -> None:

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, OperationalError
 from baton import _store, snapshot
 from baton._deadline import end
 from baton._known import Known
-from baton._waiting import Waiters
+from baton._waiting import RENEWED_SECONDS, Waiters
 from baton.errors import BatonError, NotStarted, RunNotFound
 from baton.snapshot import Marked
 
@@ -32,8 +32,8 @@ _COMPARING = 0.1
 _LONGEST_PAUSE = 5.0
 _READ_AT_ONCE = 1_000
 _COMPARED_AT_ONCE = 10_000
-# Of the steps that run or may, so many are looked at in each poll, and others in the next.
-_POLLED = 2_000
+# Of the steps that run or may, and of all that have not settled, so many are looked at in each poll, and others in the next.
+_POLLED = 1_000
 # More than that are not remembered one by one.
 MOST_HINTS = 10_000
 
@@ -128,7 +128,7 @@ class Feed[S: Subscriber]:
         failures = 0
         while True:
             self._wake.clear()
-            began = looked = clock()
+            began = clock()
             entering = list(self._entering)
             try:
                 await self.reading.waiters.renew(self.topic)
@@ -148,13 +148,14 @@ class Feed[S: Subscriber]:
                 else:
                     logger.exception("could not look at %s; trying again", self.topic)
                 await asyncio.sleep(min(0.1 * 2**failures, _LONGEST_PAUSE))
+                continue
             try:
-                async with asyncio.timeout(self.reading.poll_interval):
+                async with asyncio.timeout(min(self.reading.poll_interval, RENEWED_SECONDS)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             # Reading takes at most half of the time.
-            await asyncio.sleep(max(_BATCH_SECONDS - (clock() - began), looked - began))
+            await asyncio.sleep(began + max(_BATCH_SECONDS, 2 * (looked - began)) - clock())
 
     async def _look_at_once(self, entering: list[S]) -> None:
         """Look, and tell everybody; those who enter what holds now."""
@@ -179,6 +180,13 @@ class Feed[S: Subscriber]:
                 self.subscribers.add(subscriber)
                 self._seed(subscriber)
                 looked.set_result(None)
+
+    def _may_compare(self) -> bool:
+        """Whether there is time for a comparison of many steps; if not, there is one as soon as there is."""
+        if asyncio.get_running_loop().time() >= self._compare_at:
+            return True
+        self._missed = True
+        return False
 
     def _note(self, payload: Mapping[str, Any]) -> bool:
         """Remember what is to be read, and return whether the payload said so."""
@@ -232,14 +240,18 @@ class Reader:
                 if step_id in found and (known := self._known.get(found[step_id].run_id)) is not None:
                     known.keep(found[step_id])
 
-    async def compare(self, steps: Iterable[Marked]) -> None:
-        """Those of the steps that are not any more as they were read."""
+    async def compare(self, steps: Iterable[Marked]) -> bool:
+        """Those of the steps that are not any more as they were read; returns whether there were any."""
+        found = False
         for some in itertools.batched(list(steps), _COMPARED_AT_ONCE):
             cursor = await self._conn.execute(
                 _store.load("find_changed_steps", self._prefix),
                 {"ids": [step.id for step in some], "marks": [step.mark for step in some]},
             )
-            await self.read([step_id for (step_id,) in await cursor.fetchall()])
+            changed = [step_id for (step_id,) in await cursor.fetchall()]
+            found = found or bool(changed)
+            await self.read(changed)
+        return found
 
     async def end(self, runs: Iterable[Known]) -> None:
         """The ends of these runs that were not told."""
@@ -255,9 +267,17 @@ def has_ended(known: Known) -> bool:
     return ended > known.told_generation
 
 
-def some_of(moving: Iterable[Marked], polls: int) -> list[Marked]:
-    """Some of those steps that may move, others at each poll."""
-    steps = list(moving)
+def polled(known: Iterable[Known], polls: int) -> set[Marked]:
+    """Steps to look at in this poll: some of those that may move and some of the others, and others at each poll."""
+    moving: list[Marked] = []
+    live: list[Marked] = []
+    for run in known:
+        moving += run.moving()
+        live += run.live()
+    return {*_some_of(moving, polls), *_some_of(live, polls)}
+
+
+def _some_of[T](steps: list[T], polls: int) -> list[T]:
     if len(steps) <= _POLLED:
         return steps
     start = polls * _POLLED % len(steps)

@@ -77,7 +77,7 @@ def fold(
 
     Args:
         deps: What each step waits for, in the order of positions. Names that are no steps are passed over.
-        functions: Function by step name; steps without one have the same.
+        functions: Function by step name. Steps of which it is not known are alike only if their names are.
         positions: Position by step name; counted from 0 where there is none.
         expand: Ids of groups whose members are shown singly, up to 200 of them; the rest stays a group, with an id of its
             own. Ids that are of no group are passed over.
@@ -126,7 +126,9 @@ def _kinds(graph: _Graph) -> list[int]:
     ]
     counts = Counter(keys)
     rare = Counter(
-        (depth, function) for depth, function, kind in keys if counts[depth, function, kind] < _FEWEST
+        (depth, function)
+        for depth, function, kind in keys
+        if function and counts[depth, function, kind] < _FEWEST
     )
     return _numbered(
         (depth, function, None)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from baton import _subscription
 from baton._all_feed import AllFeed
 from baton._feed import Feed, Reading
 from baton._run_feed import RunFeed
@@ -40,7 +41,9 @@ class Following:
 
     def events(self, run_id: UUID | None) -> Events:
         """Of one run or of all, for `baton.subscribe()`."""
-        return Events(self._run(run_id) if run_id is not None else self._all, "baton.subscribe()")
+        if run_id is not None:
+            return Events(self._run(run_id), "baton.subscribe()")
+        return Events(self._all, "baton.subscribe()", most=_subscription.MOST_PENDING)
 
     def runs_changes(self) -> RunsChanges:
         """Of all runs, for `baton.changes()`."""

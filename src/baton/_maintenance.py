@@ -1,20 +1,30 @@
 """What is done by the clock: run again what died, look for what must not be and repair it, prune.
 
 Everything here is harmless when two do it at once, and when nobody does it for a while: the engine does not rest on it.
-Telemetry goes through Oban's: the span `baton.plugin.sweep` around each turn, `baton.plugin.rescued` when jobs are run again.
+Telemetry goes through Oban's: the span `baton.plugin.sweep` around each turn, `baton.plugin.rescued` when jobs are run again,
+`baton.workflow.failed` for each run that failed.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
+import orjson
 from oban import telemetry
 
 from baton._engine import Engine
 from baton._loop import Loop
+from baton.telemetry import FAILED_STEPS, RESCUED, WORKFLOW_FAILED, has_default_logger, is_heard
 
 logger = logging.getLogger("baton.engine")
+
+
+# Told at a time, and how long they are nobody else's meanwhile.
+_FAILURES = 100
+_LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +61,11 @@ class Maintenance:
         jobs = await self._engine.rescue(self._upkeep.rescue_after)
         if jobs:
             self._rescued += len(jobs)
-            logger.warning("jobs of dead processes are run again, or ended (%d): %s", len(jobs), jobs[:20])
-            telemetry.execute("baton.plugin.rescued", {"count": len(jobs), "job_ids": jobs})
+            if not has_default_logger():
+                logger.warning(
+                    "jobs of dead processes are run again, or ended (%d): %s", len(jobs), jobs[:20]
+                )
+            telemetry.execute(RESCUED, {"count": len(jobs), "job_ids": jobs})
 
     async def rescue_all(self) -> int:
         """What Oban's lifeline does each minute; returns how many jobs it hit."""
@@ -63,12 +76,14 @@ class Maintenance:
         leader = self._is_leader()
         with telemetry.span("baton.plugin.sweep", {"leader": leader}) as context:
             missing = await self._missing_triggers()
+            failed = await self._tell_failures(leader) if is_heard(WORKFLOW_FAILED) else 0
             repaired = await self._repair() if leader and not missing else 0
             pruned = await self._prune() if leader and self._upkeep.prune else Counter[str]()
             logs = await self._prune_debug_logs() if leader else 0
             context.add(
                 {
                     "rescued": self._rescued,
+                    "failed": failed,
                     "repaired": repaired,
                     "pruned": pruned["workflows"],
                     "deleted": dict(pruned),
@@ -87,6 +102,22 @@ class Maintenance:
                 ", ".join(missing),
             )
         return missing
+
+    async def _tell_failures(self, leader: bool) -> int:
+        """Runs that failed, whoever ended them, since somebody first listened. They are kept like deliveries to a consumer, and
+        forgotten when they were told, so whoever leads next goes on; returns how many."""
+        await self._engine.add_consumer(WORKFLOW_FAILED)
+        told = 0
+        while leader:
+            due = await self._engine.deliver(WORKFLOW_FAILED, [], _FAILURES, _LEASE_SECONDS)
+            for text in due:
+                run = orjson.loads(text)
+                telemetry.execute(WORKFLOW_FAILED, _failure(run))
+                await self._engine.delete_delivery(run["id"], run["tries"])
+            told += len(due)
+            if len(due) < _FAILURES:
+                break
+        return told
 
     async def _repair(self) -> int:
         drifted = await self._engine.reconcile()
@@ -113,3 +144,15 @@ class Maintenance:
     async def _prune_debug_logs(self) -> int:
         age = self._upkeep.debug_log_max_age
         return 0 if age is None else await self._engine.prune_debug_logs(age, self._upkeep.prune_limit)
+
+
+def _failure(run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "workflow_id": run["workflow_id"],
+        "workflow_label": run["workflow_label"],
+        "generation": run["generation"],
+        "failed_steps": run["failed_steps"][:FAILED_STEPS],
+        "failed_count": len(run["failed_steps"]),
+        "total_count": run["total_count"],
+        "timestamp": datetime.fromisoformat(run["timestamp"]).astimezone(UTC),
+    }

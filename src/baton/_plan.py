@@ -1,10 +1,12 @@
 """Turns workflows into the columns that `insert` writes. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 from baton._names import uuid7
 from baton.workflow import Workflow
@@ -42,8 +44,9 @@ class InsertPlan:
         return (self.deadlines, self.deadlines_in, *self.later_step_columns)
 
 
-def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
-    """Lay out validated workflows, in order, steps in the order they were added."""
+def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | None = None) -> InsertPlan:
+    """Lay out validated workflows, in order, steps in the order they were added; `carried` goes into the meta of each."""
+    head = orjson.dumps(dict(carried)).decode()[:-1] if carried else ""
     rows: list[tuple[Any, ...]] = []
     later: list[tuple[Any, ...]] = []
     dependency: list[int] = []
@@ -65,7 +68,7 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
                     step.worker,
                     step.queue,
                     step.args,
-                    step.meta,
+                    _carrying(head, step.meta) if head else step.meta,
                     array_literal(step.tags),
                     step.max_attempts,
                     step.priority,
@@ -96,6 +99,12 @@ def plan_insert(workflows: Sequence[Workflow]) -> InsertPlan:
         later_step_columns=tuple(zip(*later, strict=True)) if later else ((),) * _LATER_COLUMNS,
         queues=frozenset(queues),
     )
+
+
+def _carrying(head: str, meta: str) -> str:
+    """A JSON object with more in front: of two values under one key, PostgreSQL takes the last."""
+    inside = meta.strip()[1:]
+    return f"{head}{inside}" if inside.strip() == "}" else f"{head},{inside}"
 
 
 def array_literal(items: Iterable[object]) -> str:

@@ -1,6 +1,5 @@
 """Follows one run: keeps everything about it while somebody follows it."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
@@ -8,7 +7,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from baton import snapshot
-from baton._feed import MOST_HINTS, Feed, Reader, Reading, some_of, step_ids
+from baton._feed import MOST_HINTS, Feed, Reader, Reading, polled, step_ids
 from baton._known import Known
 from baton._subscription import Events, RunChanges
 from baton.errors import RunNotFound
@@ -57,8 +56,9 @@ class RunFeed(Feed[RunChanges | Events]):
             await reader.compare(known.steps.values())
         elif poll:
             self._polls += 1
-            await reader.compare(some_of(known.moving(), self._polls))
-            if known.unsettled != run.unsettled and asyncio.get_running_loop().time() >= self._compare_at:
+            found = await reader.compare(polled([known], self._polls))
+            # What nobody told, or has not told yet, is not the only thing perhaps.
+            if (found or known.unsettled != run.unsettled) and self._may_compare():
                 compare = True
                 await reader.compare(known.live())
         if run.finished_at is not None and known.unsettled > 0:
@@ -76,11 +76,11 @@ class RunFeed(Feed[RunChanges | Events]):
                 if changed or steps:
                     subscriber.tell(steps)
             elif events:
-                subscriber.tell(events, None)
+                subscriber.tell(events)
 
     def _seed(self, subscriber: RunChanges | Events) -> None:
         assert self._known is not None
         if isinstance(subscriber, RunChanges):
             subscriber.seed(self._known)
         else:
-            subscriber.tell(self._known.facts, None)
+            subscriber.tell(self._known.facts)

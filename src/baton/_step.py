@@ -77,6 +77,12 @@ class Attempt:
     cancel_requested: bool = False
     thread: "asyncio.Future[Any] | None" = field(default=None)
     report: Report | None = None
+    duration: int | None = None
+    """Nanoseconds that its code took, once it has ended."""
+    released_at: datetime | None = None
+    """When the last of its dependencies settled."""
+    spans: tuple[str, ...] = ()
+    """What the attempts that it follows left for a tracer."""
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""

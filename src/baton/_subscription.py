@@ -12,7 +12,7 @@ from baton.events import Event, WorkflowFinished
 from baton.snapshot import RunChange, RunsChange, RunSummary
 
 # Of all runs one may fall behind so far; of one run, by what there is of it.
-_MOST_PENDING = 10_000
+MOST_PENDING = 10_000
 
 
 class Source(Protocol):
@@ -115,7 +115,7 @@ class RunsChanges(Subscription[RunsChange]):
 
     def tell(self, runs: Mapping[str, RunSummary | None]) -> None:
         """These are so now; None: gone."""
-        _put(self._runs, runs)
+        _put(self._runs, runs, MOST_PENDING)
         self._news.set()
 
     def _take(self) -> RunsChange | None:
@@ -132,19 +132,26 @@ class Events(Subscription[Event]):
     """Events that were not told, the last about each thing.
 
     Args:
+        most: How many of them are kept, the last. None: all, which are no more than there are steps.
         to_the_end: End after a WorkflowFinished.
     """
 
     def __init__(
-        self, enter: Callable[[Any], Awaitable[Source]], what: str, *, to_the_end: bool = False
+        self,
+        enter: Callable[[Any], Awaitable[Source]],
+        what: str,
+        *,
+        most: int | None = None,
+        to_the_end: bool = False,
     ) -> None:
         super().__init__(enter, what)
         self._events: OrderedDict[Key, Event] = OrderedDict()
+        self._most = most
         self._to_the_end = to_the_end
 
-    def tell(self, events: Mapping[Key, Event], most: int | None = _MOST_PENDING) -> None:
+    def tell(self, events: Mapping[Key, Event]) -> None:
         """These came to be, in this order."""
-        _put(self._events, events, most)
+        _put(self._events, events, self._most)
         self._news.set()
 
     def _take(self) -> Event | None:
@@ -157,7 +164,7 @@ class Events(Subscription[Event]):
         return event
 
 
-def _put[K, V](pending: OrderedDict[K, V], news: Mapping[K, V], most: int | None = _MOST_PENDING) -> None:
+def _put[K, V](pending: OrderedDict[K, V], news: Mapping[K, V], most: int | None) -> None:
     """Add what is new at the end, in the place of what was said of the same; beyond `most`, forget the oldest."""
     for key, value in news.items():
         pending[key] = value

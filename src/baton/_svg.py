@@ -83,7 +83,7 @@ def to_svg(layout: Layout, states: Mapping[int, str] | None = None, *, title: st
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="baton" role="img" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}">',
-        f"<title>{_text(title or 'workflow')}</title>",
+        f"<title>{_text(title[:_LONGEST_TITLE] or 'workflow')}</title>",
         f"<style>\n{_styles(total)}</style>",
         *_definitions(total),
         '<rect class="page" width="100%" height="100%"/>',

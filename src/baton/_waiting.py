@@ -20,6 +20,8 @@ from baton import _store
 logger = logging.getLogger("baton")
 
 _LEASE = 60.0
+# Whoever listens sees to its lease at least so often.
+RENEWED_SECONDS = _LEASE / 2
 # Of many that wait for one run, together at most so many look a second, however often it moves.
 _LOOKS_PER_SECOND = 500
 
@@ -92,20 +94,24 @@ class Waiters:
         self._topics.setdefault(name, _Topic()).listeners.add(listener)
 
     async def renew(self, name: str) -> None:
-        """Take the topic's lease, or extend it when half of it is over.
+        """Take the topic's lease, or extend it when half of it is over. After one that had run out, everybody is to look.
 
         Raises:
             OperationalError: The database is away. The next call tries again.
         """
         topic = self._topics[name]
         clock = asyncio.get_running_loop().time
-        if clock() >= topic.renew_at:
-            topic.renew_at = clock() + _LEASE / 2
-            try:
-                await self._subscribe(name)
-            except BaseException:
-                topic.renew_at = 0.0
-                raise
+        if clock() < topic.renew_at:
+            return
+        lapsed = 0.0 < topic.renew_at < clock() - RENEWED_SECONDS
+        topic.renew_at = clock() + RENEWED_SECONDS
+        try:
+            await self._subscribe(name)
+        except BaseException:
+            topic.renew_at = 0.0
+            raise
+        for listener in list(topic.listeners) if lapsed else ():
+            listener(None)
 
     def leave(self, name: str, listener: Listener) -> None:
         """Call a listener no more. The last one's lease is given up, without anybody waiting for that."""
@@ -147,7 +153,7 @@ class Waiters:
                     if found is not None:
                         return found
                     try:
-                        async with asyncio.timeout(self.poll_interval):
+                        async with asyncio.timeout(min(self.poll_interval, RENEWED_SECONDS)):
                             await event.wait()
                     except TimeoutError:
                         pass

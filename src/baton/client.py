@@ -20,7 +20,7 @@ from oban.oban import _instances as oban_instances
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
-from baton import _plan, migration
+from baton import _plan, _signals, migration
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -46,6 +46,7 @@ from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
+from baton.telemetry import WORKFLOW_FAILED
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ class Baton:
             )
         if oban is not None and not isinstance(oban, Oban):
             raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
-        _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)
-        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0)
-        _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
+        _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1, whole=True)
+        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0, whole=True)
+        _check_number("pool_size", pool_size, "connections from 1 up", at_least=1, whole=True)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
         _check_number(
@@ -162,6 +163,10 @@ class Baton:
             _check_number("debug_log_max_age", debug_log_max_age, wanted, at_least=0, at_most=_MOST)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
+        if consumer == WORKFLOW_FAILED:
+            raise InvalidOption(
+                f"consumer {consumer!r} is what the telemetry of failed runs goes by; use another name"
+            )
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
@@ -326,6 +331,7 @@ class Baton:
                         "this Oban was stopped, and Oban cannot be started again; make a new instance"
                     )
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+            self._seam.started = True
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
             self._access.following.start()
@@ -560,19 +566,14 @@ class Baton:
             workflow.validate()
         if not workflows:
             return []
-        plan = _plan.plan_insert(workflows)
-        if conn is None:
-            inserted = await engine.insert(plan)
-            seam.wake(list(plan.queues))
-        else:
-            raw = await unwrap_connection(conn)
-            callers = raw.connection if isinstance(raw, AsyncCursor) else raw
-            if not isinstance(callers, AsyncConnection):
-                raise InvalidOption(
-                    f"conn is a {type(callers).__module__}.{type(callers).__name__}; pass psycopg's AsyncConnection or "
-                    "AsyncCursor, or SQLAlchemy's AsyncSession or AsyncConnection on psycopg"
-                )
-            inserted = await engine.insert_into(plan, callers)
+        with _signals.TracedInsert(workflows) as traced:
+            plan = _plan.plan_insert(workflows, carried=traced.carried)
+            if conn is None:
+                inserted = await engine.insert(plan)
+                seam.wake(list(plan.queues))
+            else:
+                inserted = await engine.insert_into(plan, await _callers_connection(conn))
+            traced.inserted(row.id for row in inserted)
         return [Run(row.id, access, inserted=row.inserted) for row in inserted]
 
     def get_run(self, run_id: str | UUID) -> Run:
@@ -642,6 +643,17 @@ class Baton:
         return await engine.remove_consumer(name)
 
 
+async def _callers_connection(conn: "CallersConnection") -> AsyncConnection:
+    raw = await unwrap_connection(conn)
+    callers = raw.connection if isinstance(raw, AsyncCursor) else raw
+    if not isinstance(callers, AsyncConnection):
+        raise InvalidOption(
+            f"conn is a {type(callers).__module__}.{type(callers).__name__}; pass psycopg's AsyncConnection or "
+            "AsyncCursor, or SQLAlchemy's AsyncSession or AsyncConnection on psycopg"
+        )
+    return callers
+
+
 def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(queues, Mapping):
         raise InvalidOption(f"queues is {queues!r}; name each with its limit: queues={{'default': 20}}")
@@ -655,10 +667,20 @@ def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
 
 
 def _check_number(
-    option: str, value: object, wanted: str, *, at_least: float, at_most: float = float("inf")
+    option: str,
+    value: object,
+    wanted: str,
+    *,
+    at_least: float,
+    at_most: float = float("inf"),
+    whole: bool = False,
 ) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not at_least <= value <= at_most:
-        raise InvalidOption(f"{option} is {value!r}; it must be a number of {wanted}")
+    if (
+        not isinstance(value, int if whole else (int, float))
+        or isinstance(value, bool)
+        or not at_least <= value <= at_most
+    ):
+        raise InvalidOption(f"{option} is {value!r}; it must be a {'whole ' * whole}number of {wanted}")
 
 
 def _not_started(what: str) -> NotStarted:

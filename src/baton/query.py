@@ -286,7 +286,7 @@ class Query:
             search: Only those with this text in their name or their function's, in upper or lower case.
             positions: Only those at these positions, 100,000 at most.
             order_by: `position`: as they were added. `started_at`: those that began first; those that have not begun come
-                last. `duration`: those that took longest, or have been running for longest.
+                last. `duration`: those that took longest, or have been running for longest; the others last.
             after: `next` of the page before, which was asked for in the same order.
             limit: 1 to 1,000.
 

@@ -279,8 +279,8 @@ class Board:
                 if view is not None:
                     self._graph = None
                 view = await self._make(key)
+                view.over |= self.over
                 self._views[key] = view
-                self._drop_idle_views()
             self._views.move_to_end(key)
             return view
 
@@ -290,10 +290,15 @@ class Board:
             raise Refused(503, "this run is looked at in too many ways at once; fold some groups")
         if self._graph is None:
             self._graph = await self._baton.query.read_graph(self._run.id)
-        graph = self._graph
-        drawing = await asyncio.to_thread(lambda: _Drawing.of(graph.layout(expand=key)))
         assert self._summary is not None
-        return View(drawing, self._summary, self._steps.values())
+        graph, run, steps = self._graph, self._summary, dict(self._steps)
+        view = await asyncio.to_thread(
+            lambda: View(_Drawing.of(graph.layout(expand=key)), run, steps.values())
+        )
+        # What changed meanwhile.
+        changed = [step for position, step in self._steps.items() if steps.get(position) is not step]
+        view.apply(self._summary, [(steps.get(step.position), step) for step in changed])
+        return view
 
     def _drop_idle_views(self) -> None:
         idle = [key for key, view in self._views.items() if not view.users]

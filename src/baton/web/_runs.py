@@ -6,14 +6,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from baton import Baton, BatonError
+from baton import Baton, BatonError, RunsChange
 from baton.web import _shapes
 from baton.web._board import Moves
-
-if TYPE_CHECKING:
-    from baton import RunsChange
 
 logger = logging.getLogger("baton.web")
 
@@ -111,14 +107,14 @@ class RunsBoard(Moves):
             self._forgotten = self.version
             self.moved()
 
-    def _apply(self, change: "RunsChange") -> None:
+    def _apply(self, change: RunsChange) -> None:
         self.version += 1
         self._messages.clear()
         for run in change.runs:
             self._keep(run.id, _Change(self.version, run.name, _shapes.dumps(_shapes.run(run))))
         for run_id in change.removed:
             known = self._changes.get(run_id)
-            self._keep(run_id, _Change(self.version, known and known.name, None))
+            self._keep(run_id, _Change(self.version, known.name if known else None, None))
         while len(self._changes) > _KEPT:
             self._forgotten = self._changes.popitem(last=False)[1].version
         self.wake()

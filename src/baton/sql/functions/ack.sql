@@ -3,7 +3,8 @@
 -- p_outcomes: JSON array of {id, attempted_at, state, attempt_change, delay, error, meta, reason}; empty, this only claims.
 -- `state::text` here and elsewhere keeps the planner from looking a job up by its state, of which there may be millions, when
 -- its id is known. p_results: JSON text of each one's result, in the same order. p_demand 0 claims nothing.
--- Returns ids acked; queues to wake here; whether a job is owed; claimed jobs as `claim` gives them.
+-- Returns ids acked; queues to wake here; whether a job is owed; claimed jobs as `claim` gives them. See note for what
+-- else it tells.
 CREATE OR REPLACE FUNCTION /* schema */baton_ack(
   p_outcomes jsonb, p_results text[],
   p_queue text, p_demand integer, p_node text, p_producer uuid, p_local uuid[], p_origin text,
@@ -65,6 +66,10 @@ BEGIN
       owed := EXISTS (
         SELECT FROM /* schema */workflow_nodes AS owing WHERE owing.owed AND owing.workflow_id IN (
           SELECT step.workflow_id FROM /* schema */workflow_nodes AS step WHERE step.id = ANY(steps)));
+    END IF;
+    IF stopped IS NOT NULL THEN
+      PERFORM /* schema */baton_note(json_build_object('stopped', json_object_agg(step.job_id, step.cancel_reason))::text)
+      FROM /* schema */workflow_nodes AS step WHERE step.job_id = ANY(stopped) HAVING count(*) > 0;
     END IF;
     IF rerun IS NOT NULL THEN
       UPDATE /* schema */workflow_nodes AS step SET reruns = step.reruns + 1 WHERE step.id = ANY(rerun);

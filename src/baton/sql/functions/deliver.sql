@@ -21,7 +21,7 @@ BEGIN
     'id', taken.id, 'consumer', taken.consumer, 'cause', taken.cause, 'reason', taken.reason, 'tries', taken.tries,
     'workflow_id', taken.workflow_id, 'workflow_label', workflow.name, 'generation', taken.generation,
     'event_id', completion.event_id, 'outcome', completion.outcome, 'failed_steps', completion.failed_steps,
-    'timestamp', completion.finished_at, 'function', step.function, 'job_id', step.job_id)::text ORDER BY taken.id)
+    'timestamp', completion.finished_at, 'total_count', workflow.steps, 'function', step.function, 'job_id', step.job_id)::text ORDER BY taken.id)
   INTO deliveries
   FROM taken
   JOIN /* schema */workflows AS workflow ON workflow.id = taken.workflow_id

@@ -40,18 +40,7 @@ BEGIN
   SELECT array_agg(id), array_agg(id) FILTER (WHERE finished_at IS NOT NULL) INTO touched, finished FROM updated;
 
   IF finished IS NOT NULL THEN
-    INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
-    SELECT workflow.id, workflow.generation, workflow.outcome,
-           CASE WHEN workflow.failed = 0 THEN '{}' ELSE ARRAY(
-             SELECT step.name FROM /* schema */workflow_nodes AS step
-             WHERE step.workflow_id = workflow.id AND step.state IN ('cancelled', 'discarded') ORDER BY step.position
-           ) END,
-           workflow.finished_at
-    FROM /* schema */workflows AS workflow WHERE workflow.id = ANY(finished);
-    INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
-    SELECT workflow.id, workflow.generation, consumer.name
-    FROM /* schema */workflow_consumers AS consumer
-    CROSS JOIN /* schema */workflows AS workflow WHERE workflow.id = ANY(finished);
+    PERFORM /* schema */baton_complete(finished);
   END IF;
 
   IF EXISTS (SELECT FROM /* schema */workflow_subscribers) THEN

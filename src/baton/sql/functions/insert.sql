@@ -52,12 +52,10 @@ BEGIN
     END LOOP;
   END LOOP;
 
-  INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
-  SELECT empty.id, 1, 'completed', '{}', now() FROM unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps)
-  WHERE empty.fresh AND empty.steps = 0;
-  INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
-  SELECT empty.id, 1, consumer.name FROM /* schema */workflow_consumers AS consumer
-  CROSS JOIN unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps) WHERE empty.fresh AND empty.steps = 0;
+  IF 0 = ANY(p_wsteps) THEN
+    PERFORM /* schema */baton_complete(ARRAY(
+      SELECT empty.id FROM unnest(ids, fresh, p_wsteps) AS empty (id, fresh, steps) WHERE empty.fresh AND empty.steps = 0));
+  END IF;
 
   SELECT array_agg(nextval(step_sequence)), array_agg(nextval(job_sequence))
   INTO step_ids, job_ids FROM generate_subscripts(p_snames, 1);

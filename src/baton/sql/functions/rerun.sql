@@ -38,10 +38,7 @@ BEGIN
           CASE WHEN cone = '{}' THEN now() END, CASE WHEN cone = '{}' THEN 'completed' END,
           p_workflow, now() + (source.deadline_at - coalesce(source.revived_at, source.inserted_at)));
   IF cone = '{}' THEN
-    INSERT INTO /* schema */workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at)
-    VALUES (p_id, 1, 'completed', '{}', now());
-    INSERT INTO /* schema */workflow_deliveries (workflow_id, generation, consumer)
-    SELECT p_id, 1, consumer.name FROM /* schema */workflow_consumers AS consumer;
+    PERFORM /* schema */baton_complete(ARRAY[p_id]);
   END IF;
 
   -- Copied as it settled, under a job id that no job has.
