@@ -6,6 +6,7 @@ and synchronous_commit on. Ratios within one run mean something, absolute number
 
     make bench                   print the table
     make bench ARGS=--write      put it into README.md as well
+    make bench ARGS=page         measure the page in a browser instead: bench/page.py
 """
 
 import asyncio
@@ -271,4 +272,9 @@ def _table(median: dict[str, float], version: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if "page" in sys.argv:
+        from bench import page
+
+        page.main()
+    else:
+        main()

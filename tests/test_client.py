@@ -411,7 +411,10 @@ async def test_a_run_is_found_by_its_id_anywhere(client: Baton, baton_dsn: str) 
     with pytest.raises(RunNotFound, match="is no run's id"):
         client.get_run("nonsense")
     nowhere = client.get_run(uuid4())
-    for ask in (nowhere.summary, nowhere.status, nowhere.graph, nowhere.wait, lambda: nowhere.result("a")):
+    for ask in (
+        *(nowhere.summary, nowhere.status, nowhere.graph, nowhere.wait, nowhere.results),
+        *(lambda: nowhere.result("a"), lambda: nowhere.results("a")),
+    ):
         with pytest.raises(RunNotFound):
             await ask()  # type: ignore[operator]
 
@@ -440,6 +443,10 @@ async def test_the_graph_of_a_run_is_drawn_with_its_states(worker: Baton) -> Non
     assert "-->" in graph.to_mermaid()
     assert "completed" in graph.to_mermaid()
     assert "->" in graph.to_dot()
+    assert ">a: completed</title>" in graph.to_svg()
+    assert [box.steps for box in graph.layout().boxes] == [
+        (step.position,) for step in (await run.status()).steps
+    ]
     assert "a" in graph.to_text()
 
 
@@ -580,6 +587,26 @@ async def test_baton_attaches_before_the_app_starts_its_oban(baton_dsn: str) -> 
             assert await value(baton_dsn, "SELECT count(*) FROM oban_producers") == 1, "the app's to stop"
 
 
+async def test_a_baton_that_was_never_started_on_an_oban_that_runs_is_named_once(
+    baton_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with app(baton_dsn) as oban:
+        attached = Baton(oban=oban)
+        async with oban:
+            assert attached._seam is not None
+            for _ in range(20):
+                await attached._seam.every_second()
+            assert caplog.text.count("was never started: there are no heartbeats") == 1
+            async with attached:
+                pass
+    caplog.clear()
+    async with app(baton_dsn) as oban, oban, Baton(oban=oban) as attached:
+        assert attached._seam is not None
+        for _ in range(20):
+            await attached._seam.every_second()
+        assert "never started" not in caplog.text
+
+
 async def test_baton_attaches_to_an_oban_that_runs_already(baton_dsn: str) -> None:
     async with app(baton_dsn) as oban, oban:
         await oban.enqueue(Plain.new())
@@ -675,6 +702,8 @@ def test_a_baton_needs_a_database_and_says_how_to_give_it_one() -> None:
         {"dsn": "postgresql://", "poll_interval": 0},
         {"dsn": "postgresql://", "poll_interval": None},
         {"dsn": "postgresql://", "pool_size": 0},
+        {"dsn": "postgresql://", "pool_size": 2.5},
+        {"dsn": "postgresql://", "result_limit": 1e6},
         {"dsn": "postgresql://", "shutdown_grace_period": -1},
     ],
     ids=str,

@@ -16,8 +16,8 @@ from baton import Baton, Workflow, _store, step
 from baton._engine import Engine
 from baton._maintenance import Maintenance, Upkeep
 from baton.errors import InvalidOption, JobsGone
+from tests.kit import fixtures
 from tests.kit.database import INVARIANTS
-from tests.kit.reused import Reused
 from tests.kit.wait import eventually
 
 TABLES = (
@@ -36,31 +36,10 @@ WHOLE = "\nUNION ALL\n".join(
 )
 
 
-@pytest.fixture(scope="module")
-def database(_baton_server: Any) -> Iterator[Reused]:
-    with Reused(*_baton_server) as database:
-        yield database
-
-
-@pytest.fixture
-def baton_dsn(database: Reused) -> str:
-    return database.clean()
-
-
-@pytest.fixture
-async def db(baton_dsn: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    async with await psycopg.AsyncConnection.connect(baton_dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-async def engine(baton_dsn: str) -> AsyncIterator[Engine]:
-    async def conninfo() -> str:
-        return baton_dsn
-
-    engine = Engine(conninfo, kwargs={}, prefix="public", origin="test", pool_size=3)
-    yield engine
-    await engine.close()
+database = fixtures.database
+baton_dsn = fixtures.baton_dsn
+db = fixtures.db
+engine = fixtures.engine
 
 
 @pytest.fixture

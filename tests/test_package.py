@@ -48,6 +48,7 @@ def test_the_wheel_has_the_statements_the_types_marker_and_the_example(built: tu
     wheel, _ = built
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "baton/py.typed" in names
+    assert "baton/web/static/ui.html" in names
     for path in (ROOT / "src/baton/sql").rglob("*.sql"):
         assert f"baton/sql/{path.relative_to(ROOT / 'src/baton/sql')}" in names
     assert "baton/examples/research_brief/workflow.py" in names

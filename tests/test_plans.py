@@ -228,7 +228,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
     ("name", "asked", "index"),
     [
         ("list_runs", {}, "workflows_pkey"),
-        ("list_runs", {"before": READ_STEPS["id"]}, "workflows_pkey"),
+        ("list_runs", {"before": "80000000-0000-7000-8000-000000000000"}, "workflows_pkey"),
         ("list_runs", {"state": "failed"}, "workflows_state"),
         ("list_runs", {"state": "completed"}, "workflows_state"),
         ("list_runs", {"name": "new"}, "workflows_name"),

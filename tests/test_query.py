@@ -266,6 +266,7 @@ ABOUT_A_RUN: dict[str, Callable[..., Awaitable[Any]]] = {
     "count_steps": query.Query.count_steps,
     "get_step": lambda q, run, **scope: q.get_step(run, "s0", **scope),
     "read_result_text": lambda q, run, **scope: q.read_result_text(run, "s0", **scope),
+    "read_stream": lambda q, run, **scope: q.read_stream(run, "s0", **scope),
     "read_graph": query.Query.read_graph,
 }
 

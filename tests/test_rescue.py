@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +10,7 @@ import pytest
 from oban import telemetry
 
 from baton._engine import Engine
-from tests.kit.reused import Reused
+from tests.kit import fixtures
 from tests.kit.wait import eventually
 
 from baton import Baton, Workflow, step  # isort: skip
@@ -21,31 +20,10 @@ GONE = "22222222-2222-2222-2222-222222222222"
 THIRD = "33333333-3333-3333-3333-333333333333"
 
 
-@pytest.fixture(scope="module")
-def database(_baton_server: Any) -> Iterator[Reused]:
-    with Reused(*_baton_server) as database:
-        yield database
-
-
-@pytest.fixture
-def baton_dsn(database: Reused) -> str:
-    return database.clean()
-
-
-@pytest.fixture
-async def db(baton_dsn: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    async with await psycopg.AsyncConnection.connect(baton_dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-async def engine(baton_dsn: str) -> AsyncIterator[Engine]:
-    async def conninfo() -> str:
-        return baton_dsn
-
-    engine = Engine(conninfo, kwargs={}, prefix="public", origin="test", pool_size=2)
-    yield engine
-    await engine.close()
+database = fixtures.database
+baton_dsn = fixtures.baton_dsn
+db = fixtures.db
+engine = fixtures.engine
 
 
 async def value(db: psycopg.AsyncConnection, sql: str, *params: object) -> Any:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -120,6 +121,10 @@ async def finished(workflows: Baton, workflow: Workflow) -> Run:
     run = await workflows.insert(workflow)
     await run.wait(timeout=30)
     return run
+
+
+def utc(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def gate(name: str) -> asyncio.Event:
@@ -329,7 +334,11 @@ async def test_a_run_is_drawn_with_a_fan_out_as_one_box(workflows: Baton, page: 
     }
     assert shown["groups"] == [{"id": boxes["part"]["id"], "label": "part", "total": 6, "expanded": False}]
     assert shown["counts"] == {"completed": 8}
-    assert shown["boxes"][boxes["part"]["id"]] == {"counts": {"completed": 6}, "failed": []}
+    group = shown["boxes"][boxes["part"]["id"]]
+    assert (group["counts"], group["failed"]) == ({"completed": 6}, [])
+    steps = [step for step in (await run.status()).steps if step.name.startswith("part")]
+    assert group["started_at"] == utc(min(step.started_at for step in steps if step.started_at))
+    assert group["settled_at"] == utc(max(step.settled_at for step in steps if step.settled_at))
     assert shown["boxes"][boxes["last"]["id"]]["state"] == "completed"
     assert shown["run"]["id"] == run.id
 

@@ -6,6 +6,8 @@ const READABLE = 0.4; // below this zoom text is dropped
 const START = 0.9;
 const ZOOM = [0.05, 2.5];
 const EDGE_FADE = 260;
+// Edges are few paths that span the graph: to change one paints all of them anew, so many of them change a little later.
+const SOON_EDGES = 40;
 
 class Graph {
   /** `hooks`: pick(box), unfold(id), moved(). */
@@ -27,7 +29,7 @@ class Graph {
     this.observer = new ResizeObserver(([entry]) => this.resize(entry.contentRect));
     this.observer.observe(this.element);
     this.untick = ticker.add(() => this.tick());
-    this.slowEdges = throttle(250, () => this.want("edges"));
+    this.slowEdges = throttle(300, () => this.want("edges"));
   }
 
   close() {
@@ -116,7 +118,7 @@ class Graph {
         record.kind = kind;
         if (kind === "executing") this.running.add(id);
         else this.running.delete(id);
-        if (this.edges.length > 1000) this.slowEdges();
+        if (this.edges.length > SOON_EDGES) this.slowEdges();
         else this.wants.edges = true;
       }
       this.dirty.add(record);
@@ -137,6 +139,8 @@ class Graph {
     if (now) {
       now.parts?.g.classList.add("selected");
       now.parts?.g.parentNode.append(now.parts.g);
+      // The panel that opens takes some of the window; what is left is known when the page has been laid out again.
+      requestAnimationFrame(() => requestAnimationFrame(() => this.selected === id && this.size.width && this.reveal(id)));
     }
     this.drawLit();
   }
@@ -147,7 +151,7 @@ class Graph {
     if (!record) return;
     const { box } = record;
     const k = zoom ? Math.max(this.view.k, START) : this.view.k;
-    const area = this.area(-40);
+    const area = this.area(-16);
     const inside = box.x >= area.x && box.y >= area.y && box.x + box.width <= area.x + area.width && box.y + box.height <= area.y + area.height;
     if (inside && k === this.view.k) return;
     this.travel(this.centred(box.x + box.width / 2, box.y + box.height / 2, k));

@@ -138,9 +138,11 @@ class StepPanel {
   }
 
   why() {
-    const { why } = this.step;
-    if (!why?.length) return null;
-    return h("div", { class: "callout", role: "note" }, h("b", { text: "Why it is not running" }), why.map((text) => h("p", { dir: "auto", text })));
+    const { why, state, cancel_requested_at: cancelled } = this.step;
+    // What ended well needs no reason, and of what failed the error below says more.
+    if (!why?.length || state === "completed" || state === "discarded" || (state === "executing" && !cancelled)) return null;
+    const title = state === "executing" ? "Why it still runs" : SETTLED.has(state) ? "Why it did not run" : "Why it is not running";
+    return h("div", { class: "callout", role: "note" }, h("b", { text: title }), why.map((text) => h("p", { dir: "auto", text })));
   }
 
   drawProgress() {

@@ -176,11 +176,9 @@ class RunView {
   }
 
   /** When a step could have run: due, and all it waits for settled, as far as the picture tells. */
-  dueAt(position, state) {
+  dueAt(box, state) {
     if (state.attempt > 1) return time(state.scheduled_at);
-    const box = this.byPosition.get(position);
-    if (!box) return time(state.scheduled_at);
-    const settled = (this.into.get(box.id) ?? []).map((id) => time(this.boxes.get(id)?.settled_at ?? null)).filter((at) => at !== null);
+    const settled = (this.into.get(box) ?? []).map((id) => time(this.boxes.get(id)?.settled_at ?? null)).filter((at) => at !== null);
     return Math.max(time(this.run.inserted_at), ...settled, state.scheduled_at && time(state.scheduled_at) <= time(state.started_at) ? time(state.scheduled_at) : 0);
   }
 
@@ -291,7 +289,6 @@ class RunHead {
       this.mood.firstChild.classList.add("solid");
     }
     this.bar.update(counts, run.steps, `${run.steps - run.unsettled} of ${run.steps} steps done`);
-    this.bar.element.classList.toggle("moving", mood === "executing");
     this.drawLegend(counts);
     this.drawMeta(run);
     this.drawBanners(run);

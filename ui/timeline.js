@@ -76,7 +76,7 @@ class Timeline {
     };
     for (const { id, box, state } of lines.slice(0, this.limit)) {
       put(id, () => new TimelineRow(this, box.label, box), state);
-      for (const step of this.open.get(id)?.steps ?? []) put(`step ${step.position}`, () => new TimelineRow(this, step.name, { position: step.position, inner: true }), step);
+      for (const step of this.open.get(id)?.steps ?? []) put(`step ${step.position}`, () => new TimelineRow(this, step.name, { id, position: step.position, inner: true }), step);
     }
     for (const [id, row] of this.rows) {
       if (keep.has(id)) continue;
@@ -144,6 +144,7 @@ const startOf = (state) => time(state?.started_at ?? null);
 class TimelineRow {
   constructor(timeline, label, { group = false, inner = false, position = null, ...box }) {
     this.timeline = timeline;
+    this.box = box.id;
     this.group = group;
     this.position = position;
     this.icon = h("span", { class: "line-icon" });
@@ -177,7 +178,7 @@ class TimelineRow {
     const [start, end] = [startOf(state), time(state.settled_at ?? null)];
     this.bar.hidden = start === null;
     this.took.hidden = start === null;
-    const due = this.group ? null : this.timeline.run.dueAt(this.position, state);
+    const due = this.group ? null : this.timeline.run.dueAt(this.box, state);
     this.wait.hidden = due === null || start === null || start - due < 20;
     if (start === null) return;
     const open = end === null && (kind === "executing" || this.group);

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
@@ -125,7 +125,7 @@ class _Content:
     links: int = 0
 
 
-def load(origins: Sequence[str]) -> list[Document]:
+def load(origins: Sequence[str], tell: Callable[[int, int, str], object] = lambda *_: None) -> list[Document]:
     """Read every document that `origins` names, in that order; a folder's files in the order of their names.
 
     Of a folder, and of the folders in it, the files ending in .txt, .md, .markdown, .html and .htm are read.
@@ -134,6 +134,7 @@ def load(origins: Sequence[str]) -> list[Document]:
     Args:
         origins: Paths of files or folders, http and https URLs. Empty means the texts that ship with the
             example.
+        tell: Called before each of them with how many were read, of how many, and its name.
 
     Returns:
         At least one document, at most `MAX_DOCUMENTS`.
@@ -147,7 +148,9 @@ def load(origins: Sequence[str]) -> list[Document]:
             f"{len(origins)} documents were named, a brief takes at most {MAX_DOCUMENTS}; name fewer"
         )
     documents: dict[str, Document] = {}  # by their text
-    for origin in origins or [str(TEXTS)]:
+    origins = origins or [str(TEXTS)]
+    for place, origin in enumerate(origins):
+        tell(place, len(origins), _printable(origin))
         if _URL.match(origin):
             found = [_from_url(origin)]
         elif Path(origin).expanduser().is_dir():

@@ -11,7 +11,7 @@ what it returns is stored and handed to the steps that ask for it.
 from collections.abc import Sequence
 from pathlib import Path
 
-from baton import Cancel, Workflow, step
+from baton import Cancel, Workflow, progress, step
 
 from . import analyses, sources
 from .analyses import Assessment, Keyword, Summary
@@ -23,7 +23,7 @@ TOPIC = "surviving a power failure"  # of the texts that ship with the example
 @step(max_attempts=3, timeout=600)
 def fetch_sources(origins: list[str]) -> list[Document] | Cancel:
     try:
-        return sources.load(origins)
+        return sources.load(origins, lambda done, total, name: progress(done, total, f"reading {name}"))
     except SourceUnavailable:
         raise  # tried again
     except SourceError as error:

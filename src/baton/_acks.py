@@ -363,7 +363,8 @@ class Acks:
                 inputs=step["inputs"] if step["deps"] else {},
                 stored=step["stored"],
                 result_limit=self._result_limit,
-                spans=tuple(step.get("spans") or ()),
+                released_at=datetime.fromisoformat(step["released_at"]) if step["released_at"] else None,
+                spans=tuple(step["spans"] or ()),
             )
         return job
 

@@ -44,6 +44,7 @@ from baton.errors import InvalidOption
 logger = logging.getLogger("baton.engine")
 
 _TICK_SECONDS = 60.0
+_UNSTARTED_SECONDS = 5
 # Of a producer, while Baton has it.
 _REPLACED = ("_dispatcher", "_debounce_interval", "_on_job_complete", "stop")
 
@@ -73,6 +74,9 @@ class Seam:
         engine.on_finished = _signals.finished
         self.on_reconnect: Callable[[], object] = _nothing
         """Called when notifications may have been missed and are heard again."""
+        self.started = False
+        """Whether the Baton was started, and not only its Oban."""
+        self._seconds_unstarted = 0
         self._before: dict[str, dict[str, Any]] = {}
 
     def attach(self) -> None:
@@ -176,10 +180,23 @@ class Seam:
         for producer in self.acks.producers.values():
             if self.acks.has_more(producer):
                 producer.notify()
+        self._warn_if_unstarted()
         await self.acks.sweep()
         await self.engine.expire()
         await self._tell_cancelled()
         await self.maintenance.rescue()
+
+    def _warn_if_unstarted(self) -> None:
+        # An app starts its Oban first and its Baton a moment later.
+        if self.started or not self.oban._producers:
+            return
+        self._seconds_unstarted += 1
+        if self._seconds_unstarted == _UNSTARTED_SECONDS:
+            logger.warning(
+                "this Oban runs jobs, and the Baton(oban=...) that has it was never started: there are no heartbeats, so its "
+                "jobs may be taken for those of a dead process, and nobody prunes or is told of ends. Start it beside the "
+                "Oban: `async with baton:`, or `await baton.start()`"
+            )
 
     async def _cancel_many_jobs(self, ids: list[int]) -> tuple[int, list[int]]:
         """In place of Oban's query; Oban notifies those that run."""

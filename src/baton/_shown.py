@@ -145,13 +145,13 @@ def graph(target: Target, run_id: str, form: str | None, output: Path | None) ->
 
 
 @click.command(context_settings=HELP)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="[RUN]", required=False)
 @database_options
-def watch(target: Target, run_id: str) -> None:
+def watch(target: Target, run_id: str | None) -> None:
     """Show a run live, until it has ended or you press Ctrl-C; the run goes on then.
 
     Steps that are alike are one line with a bar. Without a terminal, each change of a step is a line. The exit code is 0 if the
-    run completed, 1 if it ended otherwise, and 130 after Ctrl-C.
+    run completed, 1 if it ended otherwise, and 130 after Ctrl-C. Without RUN, it shows the newest runs until Ctrl-C.
     """
     from baton import _foreground, _watch
 
@@ -159,7 +159,12 @@ def watch(target: Target, run_id: str) -> None:
         signals = _foreground.Signals()
         baton = target.reader(pool_size=2)
         async with _foreground.running(baton, signals) as started:
-            status = await _watch.watch(baton.get_run(run_id), signals.first, click.echo) if started else None
+            if started and run_id is None:
+                await _watch.watch_runs(baton, signals.first, click.echo)
+                return 0
+            status = None
+            if started and run_id is not None:
+                status = await _watch.watch(baton.get_run(run_id), signals.first, click.echo)
         if status is None:
             click.echo("baton: interrupted; the run goes on", err=True)
             return INTERRUPTED

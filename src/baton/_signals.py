@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -80,7 +80,9 @@ def _described(
         "timestamp": at,
     }
     if job.attempted_at is not None and job.scheduled_at is not None:
-        meta["queue_time"] = int((job.attempted_at - job.scheduled_at).total_seconds() * 1_000_000_000)
+        could_run = max(job.scheduled_at, attempt.released_at or job.scheduled_at)
+        waited = job.attempted_at - could_run
+        meta["queue_time"] = max(0, waited // timedelta(microseconds=1)) * 1_000
     return meta
 
 
@@ -125,7 +127,7 @@ class Traced:
         self._state, self._error = _STATES.get(action.state, action.state), error
         if self._span is not None:
             with _harmless():
-                if carried := self._span.carried:
+                if carried := str(self._span.carried or ""):
                     return replace(action, meta={**(action.meta or {}), _SPAN: carried})
         return action
 

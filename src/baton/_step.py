@@ -79,6 +79,8 @@ class Attempt:
     report: Report | None = None
     duration: int | None = None
     """Nanoseconds that its code took, once it has ended."""
+    released_at: datetime | None = None
+    """When the last of its dependencies settled."""
     spans: tuple[str, ...] = ()
     """What the attempts that it follows left for a tracer."""
 

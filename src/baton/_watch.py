@@ -1,4 +1,4 @@
-"""A run as it goes on: drawn in place on a terminal, a line per change where there is none.
+"""A run, or the list of runs, as it goes on: drawn in place on a terminal, a line per change where there is none.
 
 Whatever its size, only what changed is read and counted; steps that are alike are one line with a bar, as in the graph.
 """
@@ -6,7 +6,8 @@ Whatever its size, only what changed is read and counted; steps that are alike a
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,7 +17,19 @@ from rich.console import Group as Stack
 from rich.live import Live
 from rich.text import Text
 
-from baton import Box, Graph, Run, RunChange, RunState, RunStatus, StepState, StepStatus
+from baton import (
+    Baton,
+    Box,
+    Graph,
+    Run,
+    RunChange,
+    RunsChange,
+    RunState,
+    RunStatus,
+    RunSummary,
+    StepState,
+    StepStatus,
+)
 from baton._terminal import (
     LOOKS,
     duration,
@@ -25,6 +38,7 @@ from baton._terminal import (
     last_line,
     open_console,
     remark,
+    runs_table,
     safe,
     share,
     signed,
@@ -37,6 +51,8 @@ _PACE = 0.1
 # Without news the clocks still go on.
 _TICK = 0.5
 _BAR = 24
+# More than any screen has lines.
+_KEPT_RUNS = 500
 
 # What stays in sight when a run has more than the screen has lines.
 _URGENCY: Final = (
@@ -272,9 +288,13 @@ async def watch(
         How it ended; None when `stop` was set before.
     """
     console = open_console()
-    if in_place and sys.stdout.isatty() and not console.is_dumb_terminal:
+    if in_place and _can_draw(console):
         return await watch_live(run, stop, console)
     return await watch_lines(run, stop, say)
+
+
+def _can_draw(console: Console) -> bool:
+    return sys.stdout.isatty() and not console.is_dumb_terminal
 
 
 async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStatus | None:
@@ -289,10 +309,18 @@ async def watch_live(run: Run, stop: asyncio.Event, console: Console) -> RunStat
             elif change:
                 board.apply(change)
             if board:
-                # The empty line is where the terminal echoes ^C; at the end of a full one it would break the picture.
-                live.update(Stack(board.picture(console, max(1, console.height - 5)), Text()), refresh=True)
+                live.update(_above_echo(board.picture(console, _rows(console))), refresh=True)
 
-        return await _follow(run, stop, draw, pace=_PACE)
+        return await _until_finished(run, stop, draw, pace=_PACE)
+
+
+def _rows(console: Console) -> int:
+    return max(1, console.height - 5)
+
+
+def _above_echo(picture: RenderableType) -> RenderableType:
+    """With an empty line, where the terminal echoes ^C; at the end of a full one it would break the picture."""
+    return Stack(picture, Text())
 
 
 async def watch_lines(run: Run, stop: asyncio.Event, say: Callable[[str], None]) -> RunStatus | None:
@@ -309,37 +337,89 @@ async def watch_lines(run: Run, stop: asyncio.Event, say: Callable[[str], None])
         else:
             board.tell(board.apply(change), say)
 
-    return await _follow(run, stop, report, pace=0)
+    return await _until_finished(run, stop, report, pace=0)
 
 
-async def _follow(
+async def _until_finished(
     run: Run, stop: asyncio.Event, look: Callable[[RunChange | None], None], *, pace: float
 ) -> RunStatus | None:
-    """Look at each change until the run has finished, and at None where there is none for a while."""
-    async with run.changes() as changes:
+    def see(change: RunChange | None) -> bool:
+        look(change)
+        return change is not None and change.run.state is not RunState.EXECUTING
+
+    if not await _follow(run.changes(), stop, see, pace=pace):
+        return None
+    # What was told last need not be of one moment.
+    status = await run.status()
+    look(RunChange(status.run, status.steps))
+    return status
+
+
+async def watch_runs(baton: Baton, stop: asyncio.Event, say: Callable[[str], None]) -> None:
+    """Show the newest runs until `stop` is set: as a table in place, or a line per change of a run."""
+    console = open_console()
+    runs: dict[str, RunSummary] = {}
+    if not _can_draw(console):
+
+        def report(change: RunsChange | None) -> bool:
+            for run in change.runs if change else ():
+                said = f"{run.id}  {run.state:<9}  {run.steps - run.unsettled}/{run.steps}  {safe(run.name)}"
+                say(said)
+            return False
+
+        await _follow(baton.changes(), stop, report, pace=_PACE)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def draw(change: RunsChange | None) -> bool:
+            if change is not None:
+                runs.update({run.id: run for run in change.runs})
+                for run_id in change.removed:
+                    runs.pop(run_id, None)
+            # Ids are in the order in which runs were inserted.
+            newest = [runs[run_id] for run_id in sorted(runs, reverse=True)]
+            for run in newest[_KEPT_RUNS:]:
+                del runs[run.id]
+            shown = newest[: _rows(console)]
+            live.update(
+                _above_echo(runs_table(console, shown) if shown else Text("no runs yet")), refresh=True
+            )
+            return False
+
+        await _follow(baton.changes(), stop, draw, pace=_PACE)
+
+
+async def _follow[C](
+    changes: AbstractAsyncContextManager[AsyncIterator[C]],
+    stop: asyncio.Event,
+    look: Callable[[C | None], bool],
+    *,
+    pace: float,
+) -> bool:
+    """Look at each change until one is the last, and at None where there is none for a while.
+
+    Returns:
+        False when `stop` was set before.
+    """
+    async with changes as following:
         stopped = asyncio.ensure_future(stop.wait())
-        news: asyncio.Future[RunChange | None] | None = None
+        news: asyncio.Future[C | None] | None = None
         waiting: set[asyncio.Future[Any]]
         try:
             while not stop.is_set():
-                news = news or asyncio.ensure_future(anext(changes, None))
+                news = news or asyncio.ensure_future(anext(following, None))
                 waiting = {news, stopped}
                 await asyncio.wait(waiting, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
                 if not news.done():
                     look(None)
                     continue
                 change, news = news.result(), None
-                if change is None or change.run.state is not RunState.EXECUTING:
-                    break
-                look(change)
+                if change is None or look(change):
+                    return True
                 await asyncio.wait({stopped}, timeout=pace)
-            else:
-                return None
+            return False
         finally:
             waiting = {stopped, news} if news else {stopped}
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting)
-    status = await run.status()
-    look(RunChange(status.run, status.steps))
-    return status

@@ -512,6 +512,8 @@ def start(spec: str, app_dir: Path, queues: tuple[str, ...], log_level: str) -> 
 
     given = _foreground.parse_queues(queues)
     _foreground.log_to_stderr(log_level)
+    # Before the app is loaded, which may detach it or choose a level.
+    api.telemetry.attach_default_logger()
     baton = _foreground.load(spec, app_dir)
     if given:
         baton.queues = given

@@ -146,9 +146,9 @@ class Baton:
             )
         if oban is not None and not isinstance(oban, Oban):
             raise InvalidOption(f"oban is of type {type(oban).__name__}; pass the app's Oban instance")
-        _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1)
-        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0)
-        _check_number("pool_size", pool_size, "connections from 1 up", at_least=1)
+        _check_number("result_limit", result_limit, "bytes from 1 up", at_least=1, whole=True)
+        _check_number("stream_limit", stream_limit, "bytes from 0 up", at_least=0, whole=True)
+        _check_number("pool_size", pool_size, "connections from 1 up", at_least=1, whole=True)
         _check_number("poll_interval", poll_interval, "seconds above 0", at_least=0.001)
         _check_number("shutdown_grace_period", shutdown_grace_period, "seconds from 0 up", at_least=0)
         _check_number(
@@ -331,6 +331,7 @@ class Baton:
                         "this Oban was stopped, and Oban cannot be started again; make a new instance"
                     )
                 stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+            self._seam.started = True
             await self._seam.heartbeat.start()
             await self._access.waiters.start(oban)
             self._access.following.start()
@@ -666,10 +667,20 @@ def _validate_queues(queues: Mapping[str, int]) -> dict[str, int]:
 
 
 def _check_number(
-    option: str, value: object, wanted: str, *, at_least: float, at_most: float = float("inf")
+    option: str,
+    value: object,
+    wanted: str,
+    *,
+    at_least: float,
+    at_most: float = float("inf"),
+    whole: bool = False,
 ) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not at_least <= value <= at_most:
-        raise InvalidOption(f"{option} is {value!r}; it must be a number of {wanted}")
+    if (
+        not isinstance(value, int if whole else (int, float))
+        or isinstance(value, bool)
+        or not at_least <= value <= at_most
+    ):
+        raise InvalidOption(f"{option} is {value!r}; it must be a {'whole ' * whole}number of {wanted}")
 
 
 def _not_started(what: str) -> NotStarted:

@@ -93,7 +93,7 @@ class Run:
             WorkflowTimeout: It had not settled after `timeout` seconds.
             ResultNotFound: The run has no such step.
             ResultMismatch: What it stored does not fit its annotation.
-            NoResult: The run was pruned in between.
+            NoResult: The run was retried in between.
             RunNotFound: There is no such run.
         """
         name = _name(step)
@@ -119,7 +119,7 @@ class Run:
         found = await self.results(name)
         if name not in found:
             raise NoResult(
-                f"step {name!r} of run {self.id} settled, and its result is gone: the run was pruned meanwhile"
+                f"step {name!r} of run {self.id} settled, and its result is gone: the run was retried meanwhile"
             )
         return found[name]
 
@@ -130,9 +130,12 @@ class Run:
 
         Raises:
             ResultMismatch: One of them does not fit its step's annotation; ask for the others by name.
+            RunNotFound: There is no such run.
         """
         async with self._access.connection() as conn:
             rows = await snapshot.read_results(conn, self._access.prefix, self._id, steps or None)
+        if not rows:
+            await self.summary()
         return {name: _restore(name, function, text) for name, function, text in rows}
 
     async def summary(self) -> RunSummary:

@@ -73,6 +73,11 @@ def streams(gate: str) -> None:
         time.sleep(0.002)
 
 
+@step(max_attempts=1)
+def raises() -> None:
+    raise ValueError("no hope")
+
+
 @step(max_attempts=3)
 def kills() -> None:
     tell("start")

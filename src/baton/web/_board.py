@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus
@@ -57,24 +58,36 @@ class Moves:
 
 @dataclass(slots=True)
 class _Tally:
-    """Steps of a group by state, and which failed."""
+    """Steps of a group by state, which failed, when the first began and when the last ended."""
 
     counts: Counter[StepState] = field(default_factory=Counter)
     failed: dict[StepState, set[int]] = field(default_factory=lambda: {state: set() for state in _FAILED})
+    started_at: datetime | None = None
+    settled_at: datetime | None = None
 
-    def move(self, position: int, before: StepState | None, after: StepState) -> None:
+    def move(self, before: StepState | None, step: StepStatus) -> None:
         if before is not None:
             self.counts[before] -= 1
-            self.failed.get(before, set()).discard(position)
-        self.counts[after] += 1
-        if after in self.failed:
-            self.failed[after].add(position)
+            self.failed.get(before, set()).discard(step.position)
+        self.counts[step.state] += 1
+        if step.state in self.failed:
+            self.failed[step.state].add(step.position)
+        if step.started_at is not None:
+            self.started_at = min(self.started_at or step.started_at, step.started_at)
+        if step.settled_at is not None:
+            self.settled_at = max(self.settled_at or step.settled_at, step.settled_at)
 
     def shape(self) -> dict[str, Any]:
         shown: list[int] = []
         for state in _FAILED:
             shown += heapq.nsmallest(_SHOWN_FAILED - len(shown), self.failed[state])
-        return {"counts": _shapes.counts(self.counts), "failed": shown}
+        ended = not any(count for state, count in self.counts.items() if not state.settled)
+        return {
+            "counts": _shapes.counts(self.counts),
+            "failed": shown,
+            "started_at": self.started_at,
+            "settled_at": self.settled_at if ended else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +184,7 @@ class View(Moves):
             elif old is after.state:
                 continue
             else:
-                tally.move(after.position, old, after.state)
+                tally.move(old, after)
             self._changed[box] = self.version
             self._changed.move_to_end(box)
             self._written.pop(box, None)

@@ -45,7 +45,8 @@ BEGIN
 
   UPDATE /* schema */workflow_nodes AS step
   SET waiting_on = step.waiting_on - counted.settled,
-      state = CASE WHEN step.waiting_on = counted.settled THEN 'released' ELSE 'held' END
+      state = CASE WHEN step.waiting_on = counted.settled THEN 'released' ELSE 'held' END,
+      released_at = CASE WHEN step.waiting_on = counted.settled THEN clock_timestamp() END
   FROM unnest(dependents, counts) AS counted (id, settled)
   WHERE step.id = counted.id AND step.state = 'held';
 

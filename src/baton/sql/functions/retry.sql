@@ -59,7 +59,8 @@ BEGIN
       started_at = NULL, settled_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL
   FROM unnest(cone) AS revived (id) WHERE step.id = revived.id AND step.state <> 'held';
   UPDATE /* schema */workflow_nodes AS step
-  SET waiting_on = counted.unsettled, state = CASE counted.unsettled WHEN 0 THEN 'released' ELSE 'held' END
+  SET waiting_on = counted.unsettled, state = CASE counted.unsettled WHEN 0 THEN 'released' ELSE 'held' END,
+      released_at = CASE counted.unsettled WHEN 0 THEN clock_timestamp() END
   FROM (
     SELECT held.id, (SELECT count(*)::integer FROM /* schema */workflow_edges AS edge
                      JOIN /* schema */workflow_nodes AS dependency ON dependency.id = edge.dependency_id
