@@ -6,6 +6,8 @@ const READABLE = 0.4; // below this zoom text is dropped
 const START = 0.9;
 const ZOOM = [0.05, 2.5];
 const EDGE_FADE = 260;
+// Edges are few paths that span the graph: to change one paints all of them anew, so many of them change a little later.
+const SOON_EDGES = 40;
 
 class Graph {
   /** `hooks`: pick(box), unfold(id), moved(). */
@@ -27,7 +29,7 @@ class Graph {
     this.observer = new ResizeObserver(([entry]) => this.resize(entry.contentRect));
     this.observer.observe(this.element);
     this.untick = ticker.add(() => this.tick());
-    this.slowEdges = throttle(250, () => this.want("edges"));
+    this.slowEdges = throttle(300, () => this.want("edges"));
   }
 
   close() {
@@ -116,7 +118,7 @@ class Graph {
         record.kind = kind;
         if (kind === "executing") this.running.add(id);
         else this.running.delete(id);
-        if (this.edges.length > 1000) this.slowEdges();
+        if (this.edges.length > SOON_EDGES) this.slowEdges();
         else this.wants.edges = true;
       }
       this.dirty.add(record);

@@ -289,7 +289,6 @@ class RunHead {
       this.mood.firstChild.classList.add("solid");
     }
     this.bar.update(counts, run.steps, `${run.steps - run.unsettled} of ${run.steps} steps done`);
-    this.bar.element.classList.toggle("moving", mood === "executing");
     this.drawLegend(counts);
     this.drawMeta(run);
     this.drawBanners(run);
