@@ -338,7 +338,9 @@ async def test_json_as_deep_as_it_may_be_opens_level_by_level(tab: Tab, workflow
     tree = tab.page.locator(".json").first
     closed = ".j-toggle[aria-expanded=false]"
     await expect(tree.locator(closed)).to_have_count(1)
-    await tree.evaluate("(tree, closed) => { for (let one; (one = tree.querySelector(closed)); ) one.click(); }", closed)
+    await tree.evaluate(
+        "(tree, closed) => { for (let one; (one = tree.querySelector(closed)); ) one.click(); }", closed
+    )
     await expect(tree).to_contain_text("the bottom")
     assert await tree.evaluate("(element) => element.scrollWidth") < 2000
 
@@ -362,7 +364,9 @@ async def test_the_table_sorts_filters_and_finds(tab: Tab, workflows: Baton) -> 
     await expect(tab.page.locator(".step-name")).to_have_text("third")
     await tab.go(f"runs/{run.id}?tab=table&sort=duration")
     await expect(rows).to_have_count(3)
-    await expect(tab.page.get_by_role("columnheader", name="Duration")).to_have_attribute("aria-sort", "descending")
+    await expect(tab.page.get_by_role("columnheader", name="Duration")).to_have_attribute(
+        "aria-sort", "descending"
+    )
 
 
 async def test_the_timeline_has_a_line_for_each_step_and_opens_groups(tab: Tab, workflows: Baton) -> None:
@@ -487,14 +491,24 @@ async def test_all_of_it_works_without_a_mouse(tab: Tab, workflows: Baton) -> No
 
 def storable(text: str) -> bool:
     """Whether an error or a result can hold it, and whether there is something to see."""
-    return bool(text.strip()) and "\x00" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return (
+        bool(text.strip())
+        and "\x00" not in text
+        and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    )
 
 
-async def test_hostile_names_and_keys_are_shown_as_they_are_and_do_nothing(tab: Tab, workflows: Baton) -> None:
-    texts = {(await workflows.insert(one(number.new(1)))).id: text[:1_000] for text in NAMES if storable(text)}
+async def test_hostile_names_and_keys_are_shown_as_they_are_and_do_nothing(
+    tab: Tab, workflows: Baton
+) -> None:
+    texts = {
+        (await workflows.insert(one(number.new(1)))).id: text[:1_000] for text in NAMES if storable(text)
+    }
     async with await connected(workflows) as conn:
         for run_id, text in texts.items():
-            await conn.execute("UPDATE workflows SET name = %s, key = %s WHERE id = %s", (text, text[:500], run_id))
+            await conn.execute(
+                "UPDATE workflows SET name = %s, key = %s WHERE id = %s", (text, text[:500], run_id)
+            )
     await tab.go()
     rows = tab.page.get_by_role("listitem")
     await expect(rows).to_have_count(len(texts))
@@ -512,7 +526,9 @@ async def test_hostile_names_and_keys_are_shown_as_they_are_and_do_nothing(tab: 
             assert await tab.complaints() == [], ascii(text[:100])
 
 
-async def test_hostile_results_and_errors_are_shown_as_they_are_and_do_nothing(tab: Tab, workflows: Baton) -> None:
+async def test_hostile_results_and_errors_are_shown_as_they_are_and_do_nothing(
+    tab: Tab, workflows: Baton
+) -> None:
     texts = [text[:5_000] for text in NAMES if storable(text)]
     workflow = Workflow("hostile")
     for n, text in enumerate(texts):
@@ -532,7 +548,14 @@ async def test_hostile_results_and_errors_are_shown_as_they_are_and_do_nothing(t
 
 
 async def test_a_step_may_have_any_name_that_a_database_holds(tab: Tab, workflows: Baton) -> None:
-    names = ["__proto__", "constructor", "x" * 300, "</script><script>alert(1)</script>", "right\u202eleft", "<img src=x onerror=alert(1)>"]
+    names = [
+        "__proto__",
+        "constructor",
+        "x" * 300,
+        "</script><script>alert(1)</script>",
+        "right\u202eleft",
+        "<img src=x onerror=alert(1)>",
+    ]
     workflow = Workflow("names")
     for n in range(len(names)):
         workflow.add(f"step{'abcdef'[n]}", number.new(n))
@@ -540,7 +563,8 @@ async def test_a_step_may_have_any_name_that_a_database_holds(tab: Tab, workflow
     async with await connected(workflows) as conn:
         for n, text in enumerate(names):
             await conn.execute(
-                "UPDATE workflow_nodes SET name = %s WHERE workflow_id = %s AND name = %s", (text, run.id, f"step{'abcdef'[n]}")
+                "UPDATE workflow_nodes SET name = %s WHERE workflow_id = %s AND name = %s",
+                (text, run.id, f"step{'abcdef'[n]}"),
             )
     await tab.go(f"runs/{run.id}?tab=table")
     await expect(tab.page.locator("tbody tr")).to_have_count(len(names))
@@ -568,12 +592,18 @@ async def test_dark_follows_the_system_until_told_otherwise(chromium: Browser, s
 
 
 @pytest.mark.parametrize("path", ["", "?step=1", "?tab=table&step=2", "?tab=timeline"])
-async def test_a_narrow_screen_is_not_wider_than_it_is(chromium: Browser, served: Served, workflows: Baton, path: str) -> None:
+async def test_a_narrow_screen_is_not_wider_than_it_is(
+    chromium: Browser, served: Served, workflows: Baton, path: str
+) -> None:
     workflow = Workflow("a name that is longer than a telephone is wide, by far" * 3, key="and-a-key-" * 8)
     first = workflow.add("first", number.new(1))
-    workflow.add("a_step_with_a_long_name_that_has_no_place_to_be_broken_at", fail.new("x" * 400), deps=[first])
+    workflow.add(
+        "a_step_with_a_long_name_that_has_no_place_to_be_broken_at", fail.new("x" * 400), deps=[first]
+    )
     run = await finished(workflows, workflow)
-    async with Tab.opened(chromium, served.root, viewport={"width": 360, "height": 740}, has_touch=True) as tab:
+    async with Tab.opened(
+        chromium, served.root, viewport={"width": 360, "height": 740}, has_touch=True
+    ) as tab:
         await tab.go(f"runs/{run.id}{path}" if path else "")
         await expect(tab.page.locator(".run, .run-view .box, .line, tbody tr").first).to_be_visible()
         if "step" in path:
@@ -583,7 +613,10 @@ async def test_a_narrow_screen_is_not_wider_than_it_is(chromium: Browser, served
 
 
 async def test_the_page_comes_back_with_its_server(chromium: Browser, workflows: Baton) -> None:
-    async with Served(baton.web.app(workflows, authorize=everything)) as served, Tab.opened(chromium, served.root) as tab:
+    async with (
+        Served(baton.web.app(workflows, authorize=everything)) as served,
+        Tab.opened(chromium, served.root) as tab,
+    ):
         opened = gate("a")
         run = await workflows.insert(one(wait.new("a")))
         await tab.go(f"runs/{run.id}")
@@ -618,7 +651,9 @@ async def test_a_hidden_tab_holds_no_stream_and_catches_up_when_it_is_shown(
     await expect(box(tab, "only")).to_have_class(re.compile("s-completed"))
 
 
-async def test_going_from_view_to_view_leaves_one_stream_open(tab: Tab, served: Served, workflows: Baton) -> None:
+async def test_going_from_view_to_view_leaves_one_stream_open(
+    tab: Tab, served: Served, workflows: Baton
+) -> None:
     run = await finished(workflows, fan(6))
     await tab.go()
     for _ in range(3):

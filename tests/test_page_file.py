@@ -14,7 +14,10 @@ def test_the_page_is_what_its_sources_make() -> None:
 
 def test_the_page_needs_nothing_from_elsewhere_and_makes_no_markup_of_text() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "ui").iterdir()))
-    assert set(re.findall(r"https?://[\w./-]+", source)) == {"http://www.w3.org/2000/svg", "https://example.org"}
+    assert set(re.findall(r"https?://[\w./-]+", source)) == {
+        "http://www.w3.org/2000/svg",
+        "https://example.org",
+    }
     assert not re.findall(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser|srcdoc"
         r"|setAttribute\(\"(?:style|on)|\sstyle=|\son\w+=\"|javascript:|@import",

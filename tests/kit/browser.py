@@ -27,7 +27,8 @@ _OPTIONS = [
 # What the page must never make the browser say.
 _WATCH = """
     window.reports = [];
-    addEventListener("securitypolicyviolation", (event) => reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
+    addEventListener("securitypolicyviolation", (event) =>
+        reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
 
 
@@ -37,9 +38,7 @@ def find() -> str:
     for name in [named] if named else _NAMES:
         if path := shutil.which(name):
             return path
-    reason = (
-        "no Chromium: install it (Debian: apt-get install chromium), or set BATON_CHROMIUM to its path"
-    )
+    reason = "no Chromium: install it (Debian: apt-get install chromium), or set BATON_CHROMIUM to its path"
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; on CI these tests are not skipped")
     pytest.skip(reason)
@@ -79,7 +78,9 @@ class Tab:
     @asynccontextmanager
     async def opened(cls, browser: Browser, root: str, **options: Any) -> AsyncIterator[Self]:
         """A tab with a profile of its own. `options`: of playwright's `new_context`."""
-        context: BrowserContext = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        context: BrowserContext = await browser.new_context(
+            **{"viewport": {"width": 1280, "height": 800}, **options}
+        )
         context.set_default_timeout(15_000)
         await context.add_init_script(_WATCH)
         try:
@@ -129,7 +130,13 @@ class Served:
     async def start(self) -> None:
         self._server = _Quiet(
             uvicorn.Config(
-                self._count, host="127.0.0.1", port=self.port, log_level="error", lifespan="off", timeout_graceful_shutdown=1, interface="asgi3"
+                self._count,
+                host="127.0.0.1",
+                port=self.port,
+                log_level="error",
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+                interface="asgi3",
             )
         )
         self._task = asyncio.create_task(self._server.serve())
