@@ -443,6 +443,10 @@ async def test_the_graph_of_a_run_is_drawn_with_its_states(worker: Baton) -> Non
     assert "-->" in graph.to_mermaid()
     assert "completed" in graph.to_mermaid()
     assert "->" in graph.to_dot()
+    assert ">a: completed</title>" in graph.to_svg()
+    assert [box.steps for box in graph.layout().boxes] == [
+        (step.position,) for step in (await run.status()).steps
+    ]
     assert "a" in graph.to_text()
 
 

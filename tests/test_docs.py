@@ -35,7 +35,7 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, doctor, local, migration, testing, web
+from baton import cli, doctor, local, migration, otel, telemetry, testing, web
 from baton._step import Results
 
 ROOT = Path(__file__).parent.parent
@@ -288,6 +288,8 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_functions(doctor),
+    *_public_functions(telemetry),
+    *_public_functions(otel),
     ("doctor.Finding", None),
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),

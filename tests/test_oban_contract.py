@@ -28,6 +28,7 @@ import pytest
 from oban import Oban
 from oban._executor import AckAction
 from oban.job import Cancel, Job, Record, Snooze
+from oban.telemetry import core
 from oban.worker import resolve_worker
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -160,6 +161,16 @@ def test_extensions_are_kept_by_name_and_called_with_what_they_are_given() -> No
     }
     assert parameters == EXTENSIONS
     assert oban.schema.install_sql().startswith("-- Types")
+
+
+def test_handlers_of_telemetry_are_kept_by_the_event() -> None:
+    def handler(_name: str, _meta: dict[str, Any]) -> None: ...
+
+    assert not core._handlers.get("tests.contract")
+    oban.telemetry.attach("tests-contract", ["tests.contract"], handler)
+    assert core._handlers.get("tests.contract") == [("tests-contract", handler)]
+    oban.telemetry.detach("tests-contract")
+    assert not core._handlers.get("tests.contract")
 
 
 # Attributes of live objects, by the name under which the code holds them.

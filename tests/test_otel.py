@@ -177,7 +177,9 @@ async def test_a_fan_in_is_linked_to_the_last_attempts_of_its_dependencies(
     assert parent(join) == ids(spans.named("baton.insert")[0])
 
 
-async def test_links_are_those_of_128_dependencies_at_most(baton_dsn: str, spans: Spans) -> None:
+async def test_links_are_those_of_128_dependencies_at_most(
+    baton_dsn: str, db: AsyncConnection, spans: Spans
+) -> None:
     workflow = Workflow("wide")
     for n in range(150):
         workflow.add(f"s{n}", gives.new())
@@ -186,6 +188,9 @@ async def test_links_are_those_of_128_dependencies_at_most(baton_dsn: str, spans
         assert await (await worker.insert(workflow)).wait(timeout=60) == "completed"
     (join,) = spans.of_step("join")
     assert len(linked(join)) == 128
+    # Not only because the SDK takes no more.
+    cursor = await db.execute("SELECT cardinality(baton_spans(id)) FROM workflow_nodes WHERE name = 'join'")
+    assert await cursor.fetchone() == (128,)
 
 
 async def test_the_spans_of_a_steps_own_code_are_under_its_attempt(baton_dsn: str, spans: Spans) -> None:

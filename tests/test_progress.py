@@ -559,11 +559,13 @@ async def test_a_task_that_outlives_its_step_is_not_heard(
 
 
 async def test_what_a_step_told_that_is_given_back_stays(baton_dsn: str, db: psycopg.AsyncConnection) -> None:
+    turns: list[int] = []
+
     async def script() -> None:
+        turns.append(baton.current().attempt)
         baton.stream.write("a")
-        if (await streamed(db))[:1]:
-            return
-        await asyncio.Event().wait()
+        if len(turns) == 1:
+            await asyncio.Event().wait()
 
     async with Baton(baton_dsn, queues={"default": 1}, shutdown_grace_period=0) as worker:
         run = await worker.insert(one(script))
@@ -571,6 +573,7 @@ async def test_what_a_step_told_that_is_given_back_stays(baton_dsn: str, db: psy
     assert await rows(db, "SELECT state::text, attempt FROM oban_jobs") == [("available", 0)]
     async with Baton(baton_dsn, queues={"default": 1}) as worker:
         await ended(worker.get_run(run.id))
+    assert turns == [1, 1]
     assert await streamed(db) == [(1, 0, "a"), (1, 1, "a")]
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from baton import Baton, Progress, RunChange, StepStatus, Workflow, step
-from baton._watch import Board, watch, watch_live
+from baton import Baton, Progress, RunChange, StepStatus, Workflow, _watch, step
+from baton._watch import Board, watch, watch_live, watch_runs
 from baton.errors import RunNotFound
 from tests.kit.hostile import NAMES
+from tests.kit.wait import eventually
 from tests.test_terminal import NOW, OBEYED, console, drawn, run
 from tests.test_terminal import step as status_of
 
@@ -242,3 +243,39 @@ async def test_a_run_that_is_not_there_cannot_be_watched(baton_dsn):
         run = baton.get_run("01a20475-b054-78f9-a1d8-37410d08bb20")
         with pytest.raises(RunNotFound):
             await watch(run, asyncio.Event(), lambda line: None)
+
+
+async def test_runs_are_listed_as_they_come_and_end(baton_dsn):
+    said: list[str] = []
+    stop = asyncio.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "completed" in line:
+            stop.set()
+
+    async with Baton(baton_dsn, queues={"default": 10}) as baton:
+        watching = asyncio.create_task(watch_runs(baton, stop, say))
+        run = await baton.insert(doubles(3))
+        await asyncio.wait_for(watching, 30)
+    assert said[-1] == f"{run.id}  completed  4/4  doubles"
+
+
+async def test_the_list_of_runs_on_a_terminal_is_drawn_in_place(baton_dsn, monkeypatch):
+    screen = Console(file=io.StringIO(), width=100, height=12, force_terminal=True, markup=False)
+    stop = asyncio.Event()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(_watch, "open_console", lambda: screen)
+    async with Baton(baton_dsn) as baton:
+        names = [f"run-{number}" for number in range(9)]
+        for name in names:
+            workflow = Workflow(name)
+            workflow.add("only", double.new(value=1))
+            await baton.insert(workflow)
+        watching = asyncio.create_task(watch_runs(baton, stop, names.append))
+        assert isinstance(screen.file, io.StringIO)
+        await eventually(lambda: "run-8" in screen.file.getvalue())
+        stop.set()
+        await asyncio.wait_for(watching, 30)
+    text = screen.file.getvalue()
+    assert [name for name in names if name in text] == names[-7:]

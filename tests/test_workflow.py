@@ -398,6 +398,7 @@ def test_a_workflow_draws_itself():
     ]  # fmt: skip
     assert "s0 --> s1" in workflow.to_mermaid()
     assert "s0 -> s1" in workflow.to_dot()
+    assert ">keywords: executing</title>" in workflow.to_svg({"keywords": "executing"})
 
 
 def test_the_builder_does_not_need_the_registry(monkeypatch):

@@ -186,8 +186,8 @@ def place(graph: Layered, rows: Rows, distance: Callable[[int, int], float]) -> 
             _settle(graph, row, steps, heights, graph.before)
         for row, steps in reversed(order):
             _settle(graph, row, steps, heights, graph.after)
-    both = [before + after for before, after in zip(graph.before, graph.after, strict=True)]
-    for _ in range(2):
+    both = [_drawn_to(graph, v) for v in range(len(heights))]
+    for _ in range(rounds // 2):
         for row, steps in order:
             _settle(graph, row, steps, heights, both)
         for row, steps in reversed(order):
@@ -196,6 +196,16 @@ def place(graph: Layered, rows: Rows, distance: Callable[[int, int], float]) -> 
     _straighten(graph, room, heights)
     _level(graph, room, rows, heights)
     return heights
+
+
+def _drawn_to(graph: Layered, v: int) -> list[int]:
+    """Whom a node stands level with: the links of its chain; or else boxes, before the long lines that it has."""
+    before, after = graph.before[v], graph.after[v]
+    chain = [w for w in before if len(before) == len(graph.after[w]) == 1]
+    chain += [w for w in after if len(after) == len(graph.before[w]) == 1]
+    if chain or v >= graph.passing:
+        return chain or before + after
+    return [w for w in before + after if w < graph.passing] or before + after
 
 
 class _Room:

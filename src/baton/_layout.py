@@ -251,7 +251,9 @@ class _Plan:
             )
         )
         width = max((box.x + box.width for box in boxes), default=_MARGIN) + _MARGIN
-        height = max((box.y + box.height for box in boxes), default=_MARGIN) + _MARGIN
+        ends = [box.y + box.height for box in boxes]
+        ends += [round(height, 1) for passed in self.passes for height in passed]
+        height = max(ends, default=_MARGIN) + _MARGIN
         return Layout(width, height, boxes, tuple(self._drawn(boxes, columns)), self.folded.groups)
 
     def _columns(self) -> list[tuple[float, float]]:

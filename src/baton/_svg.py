@@ -236,16 +236,20 @@ def _width(text: str, size: float) -> float:
 
 
 def _char_width(char: str) -> float:
-    """Width of a letter in ems, in a bold font of average width."""
+    """Width of a letter in ems, in the wider of the bold fonts that browsers have."""
     if not char.isprintable():
-        return 4.5
-    if char.isascii():
-        if char in "iljtfrI.,:;'|!()[]{}-` ":
-            return 0.37
-        return 0.92 if char in "mwMW@%" else 0.7 if char.isupper() else 0.6
-    if unicodedata.combining(char):
-        return 0.0
-    return 1.05 if unicodedata.east_asian_width(char) in "WF" else 0.75
+        return 5.0
+    if not char.isascii():
+        if unicodedata.combining(char):
+            return 0.0
+        return 1.05 if unicodedata.east_asian_width(char) in "WF" else 0.75
+    if char in "iljI.,:;'|! ":
+        return 0.37
+    if char in "ftr()[]{}-`_":
+        return 0.48
+    if char in "mwMW@%":
+        return 0.98
+    return 0.76 if char.isupper() or char in "<>=+" else 0.66
 
 
 def _text(text: str) -> str:

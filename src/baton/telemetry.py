@@ -124,12 +124,12 @@ class _Log:
         logger.log(
             level,
             "step %s of %s %s, attempt %d of %d: %s",
-            printable(meta["step_name"]),
-            printable(meta["workflow_label"]),
+            _printable(meta["step_name"]),
+            _printable(meta["workflow_label"]),
             what,
             meta["attempt"],
             meta["max_attempts"],
-            printable(meta["error"] or "no reason was given"),
+            _printable(meta["error"] or "no reason was given"),
             extra={
                 "event": name,
                 "workflow": meta["workflow_id"],
@@ -144,14 +144,14 @@ class _Log:
         total, names = meta["total_count"], meta["failed_steps"]
         count = f"{total} step{'' if total == 1 else 's'}"
         if meta["failed_count"]:
-            shown = ", ".join(printable(name) for name in names[:_NAMES_SHOWN])
+            shown = ", ".join(_printable(name) for name in names[:_NAMES_SHOWN])
             more = meta["failed_count"] - len(names[:_NAMES_SHOWN])
             count = f"{meta['failed_count']} of {count} did not complete: {shown}{f' and {more} more' if more else ''}"
         logger.log(
             logging.ERROR if failed else self._level,
             "run %s of %s %s, %s",
             meta["workflow_id"],
-            printable(meta["workflow_label"]),
+            _printable(meta["workflow_label"]),
             {"completed": "completed", "failed": "failed", "cancelled": "was cancelled"}[meta["outcome"]],
             count,
             extra={
@@ -174,7 +174,7 @@ def _fields(meta: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: meta[name] for name in names if name in meta}
 
 
-def printable(text: str, limit: int = _LONGEST) -> str:
+def _printable(text: str, limit: int = _LONGEST) -> str:
     """A text as one line that shows what it is: characters that would end the line, or hide or turn others, by their codes."""
     shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:limit]
