@@ -5,8 +5,8 @@
 - *first paint*: from the request of a run of 200 steps to the first content, and to the frame in which its boxes stand.
 - *state change to pixel*: from the moment a step's function returns to the first frame after its box has changed; the ack, its
   commit, the notification, the server, the stream and the drawing are in it.
-- *5,000 boxes*: the same first frame for a graph of 5,000 steps with all its groups unfolded, which the page by itself never shows,
-  and the time of a frame while one drags it, near and with everything in the window.
+- *5,000 boxes*: the same first frame for a graph of 5,000 steps with all its groups unfolded, which the page by itself never
+  shows, and the time of a frame while one drags it, near and with everything in the window.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from string import ascii_lowercase
 from urllib.parse import urlencode
 
 from playwright.async_api import Browser
+from tests.kit.browser import Served, Tab, launched
+from tests.kit.wait import eventually
 
 import baton.web
 from baton import Baton, Workflow, step
-from tests.kit.browser import Served, Tab, launched
-from tests.kit.wait import eventually
 
 LOADS = 7
 returned: dict[int, float] = {}
@@ -100,7 +100,9 @@ async def to_pixel(browser: Browser, served: Served, workflows: Baton) -> list[f
         await run.wait(timeout=120)
         await tab.page.wait_for_timeout(500)
         seen: dict[str, float] = await tab.page.evaluate("window.seen")
-        boxes = (await (await tab.page.request.get(f"{served.root}api/runs/{run.id}")).json())["layout"]["boxes"]
+        boxes = (await (await tab.page.request.get(f"{served.root}api/runs/{run.id}")).json())["layout"][
+            "boxes"
+        ]
         by_name = {box["label"]: box["id"] for box in boxes}
         names = [status.name for status in (await run.status()).steps]
         # Those that had returned before the page was there have no change to be seen.
@@ -137,7 +139,9 @@ async def measure(folder: Path) -> None:
         paint, drawn = (statistics.median(values) for values in zip(*loads, strict=True))
         print(f"first paint at 200 steps: {paint:.0f} ms, its boxes {drawn:.0f} ms (median of {LOADS})")
         pixels = await to_pixel(browser, served, workflows)
-        print(f"state change to pixel: p50 {_at(pixels, 50):.0f} ms, p99 {_at(pixels, 99):.0f} ms ({len(pixels)} changes)")
+        print(
+            f"state change to pixel: p50 {_at(pixels, 50):.0f} ms, p99 {_at(pixels, 99):.0f} ms ({len(pixels)} changes)"
+        )
         first, near, far = await dragged(browser, served.root, large.id)
         print(f"5,000 boxes: drawn after {first:.0f} ms")
         print(f"  a frame while dragging: near p50 {_at(near, 50):.0f} ms, p95 {_at(near, 95):.0f} ms")

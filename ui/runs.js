@@ -357,7 +357,7 @@ class RunRow {
     setText(this.tags, tags.join(" · "));
     const done = run.steps - run.unsettled;
     this.bar.update(runCounts(run), run.steps, `${done} of ${run.steps} steps done`);
-    setText(this.steps, run.unsettled ? `${count(done)} / ${count(run.steps)}` : run.failed ? `${count(run.failed)} of ${count(run.steps)} failed` : plural(run.steps, "step"));
+    setText(this.steps, run.unsettled ? `${count(done)} / ${count(run.steps)}` : run.failed ? `${count(run.failed)} of ${count(run.steps)} ${run.state}` : plural(run.steps, "step"));
     setAttr(this.link, "aria-label", `${run.name}, ${mood}, ${done} of ${run.steps} steps`);
     this.tick(true);
   }

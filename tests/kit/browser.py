@@ -27,7 +27,8 @@ _OPTIONS = [
 # What the page must never make the browser say.
 _WATCH = """
     window.reports = [];
-    addEventListener("securitypolicyviolation", (event) => reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
+    addEventListener("securitypolicyviolation", (event) =>
+        reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
 
 
