@@ -27,6 +27,7 @@ from oban import Oban, worker
 from psycopg_pool import AsyncConnectionPool
 
 from baton import Baton, Ref, Workflow, migration, step
+from baton.events import Event, WorkflowFinished
 from baton.local import LocalServer
 
 RUNS = 5
@@ -154,6 +155,21 @@ class Bench:
             await run.wait(timeout=60)
             return STEPS / (time.perf_counter() - started)
 
+    async def followed(self) -> float:
+        """The same while another Baton, on the same event loop, is told of each step."""
+        async with (
+            Baton(self.dsn, queues={"default": CONCURRENCY}, pool_size=POOL) as baton,
+            Baton(self.dsn, pool_size=POOL) as client,
+            client.subscribe() as events,
+        ):
+            run = await baton.insert(wide(STEPS - 2))
+            started = time.perf_counter()
+            told = asyncio.create_task(_told(events))
+            await run.wait(timeout=60)
+            ended_after = time.perf_counter() - started
+            await told
+            return STEPS / ended_after
+
     async def hop(self) -> float:
         """Milliseconds from a step's end to its dependent's start, median of a chain of 100."""
         async with Baton(self.dsn, queues={"default": CONCURRENCY}, pool_size=POOL) as baton:
@@ -195,6 +211,12 @@ class Bench:
             )
 
 
+async def _told(events: AsyncIterator[Event]) -> None:
+    async for event in events:
+        if isinstance(event, WorkflowFinished):
+            return
+
+
 def main() -> None:
     """Measure, print, and with --write put the table into the README."""
     with (
@@ -208,6 +230,7 @@ def main() -> None:
             "beside": bench.plain_jobs_beside_baton,
             "diamonds": bench.diamonds,
             "fan": bench.fan,
+            "followed": bench.followed,
             "hop": bench.hop,
             "insert": bench.insert,
             "idle": bench.idle,
@@ -238,6 +261,7 @@ def _table(median: dict[str, float], version: int) -> str:
 | 200 diamonds (1,000 steps) | {median["diamonds"]:,.0f} steps/s | **{ratio:.1f} ×** its {median["plain"]:,.0f} jobs/s |
 | plain Oban jobs, Baton attached | {median["beside"]:,.0f} jobs/s | **{beside:.1f} ×** |
 | 1 → 998 → 1 | {median["fan"]:,.0f} steps/s | |
+| the same, each step told to a subscriber | {median["followed"]:,.0f} steps/s | {median["followed"] / median["fan"]:.1f} × not followed |
 | hop: a step's end to its dependent's start, p50 | {median["hop"]:.1f} ms | |
 | insert a graph of 1,000 steps, durably | {median["insert"]:.0f} ms | |
 | one diamond on an idle system, p50 | {median["idle"]:.1f} ms | |

@@ -108,6 +108,14 @@ RULES = {
         "test_another_nodes_queue_is_woken_once_for_each_queue_and_transaction",
         "test_what_settles_is_notified_to_topics_with_a_live_lease_alone",
         "test_a_rolled_back_release_is_not_notified",
+        "test_nobody_is_told_where_nobody_follows",
+    ],
+    "who follows is told of each change, whoever makes it, once it is committed": [
+        "test_each_change_of_a_job_is_told_whoever_makes_it",
+        "test_a_settled_step_without_a_job_is_told_of",
+        "test_a_verb_is_told_to_whoever_follows_its_run",
+        "test_what_is_rolled_back_is_not_told",
+        "test_nothing_is_told_before_its_commit_and_nothing_that_was_rolled_back",
     ],
     "gates and results never read a row that Oban prunes": [
         "test_obans_pruner_takes_nothing_from_a_running_workflow",
@@ -263,7 +271,9 @@ TRIGGER_DUTIES = {
     "it never raises on its own account": [
         "test_a_plain_statement_never_fails_because_a_step_could_not_settle",
         "test_a_plain_delete_never_fails_because_a_step_could_not_settle",
+        "test_a_statement_does_not_fail_because_followers_cannot_be_told",
         "test_an_error_that_nobody_is_to_blame_for_reaches_the_caller",
+        "test_an_error_of_nobodys_fault_reaches_whoever_made_the_change",
     ],
     "job rows before workflow rows": [
         "test_an_ack_never_waits_for_a_dependents_job_and_owes_the_release",
@@ -335,6 +345,7 @@ README = {
     "Losing every NOTIFY costs at most the poll interval": [
         "test_a_run_across_two_processes_ends_although_every_notification_is_lost",
         "test_who_waits_and_is_not_notified_finds_out_by_polling",
+        "test_what_no_notification_told_is_found_by_polling",
     ],
     "Nothing of a live workflow is pruned": [
         "test_obans_pruner_at_one_second_takes_nothing_from_running_workflows",

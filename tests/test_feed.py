@@ -201,12 +201,15 @@ async def test_a_subscriber_that_never_reads_delays_nobody_and_keeps_one_entry_f
         client.changes() as idle_runs,
         client.subscribe() as idle_all,
         client.subscribe(run.id) as events,
+        client.subscribe() as everything,
     ):
         for n in range(1, 51):
             await steps.run("UPDATE oban_jobs SET attempt = %s WHERE id = %s", n, outcome.job_id)
             await steps.run("UPDATE workflows SET name = %s", f"n{n}")
             while (await next_of(events)).attempt != n:
                 pass
+        while (await next_of(everything)).attempt != 50:
+            pass
         idle: Any = (idle_changes, idle_events, idle_runs, idle_all)
         assert [len(idle[0]._steps), len(idle[1]._events), len(idle[2]._runs), len(idle[3]._events)] == [
             2,

@@ -34,6 +34,11 @@ _READ_AT_ONCE = 1_000
 _COMPARED_AT_ONCE = 10_000
 # Of the steps that run or may, and of all that have not settled, so many are looked at in each poll, and others in the next.
 _POLLED = 1_000
+# What is read of a run and of its steps is of one moment; each row is looked up, as in the engine, however many there are.
+_MOMENT = (
+    b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off; SET LOCAL enable_seqscan = off; "
+    b"SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+)
 # More than that are not remembered one by one.
 MOST_HINTS = 10_000
 
@@ -166,8 +171,7 @@ class Feed[S: Subscriber]:
         if compare:
             self._missed = False
         async with self.reading.connection() as conn, conn.transaction():
-            # What is read of a run and of its steps is of one moment.
-            await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            await conn.execute(_MOMENT)
             compared = await self._look(conn, entering, compare=compare, poll=poll)
         if poll:
             self._poll_at = began + self.reading.poll_interval

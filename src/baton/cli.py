@@ -1,4 +1,4 @@
-"""The command line: `baton migrate`, `start`, `list`, `show`, `cancel` and the like; see also `_terminal`, `_foreground`.
+"""The command line: `baton migrate`, `start`, `cancel` and the like; `_shown` has the commands that show runs, `_command` what all share.
 
 Exit codes:
     0    all went well; `start` was stopped by one signal and its running steps ended in time
