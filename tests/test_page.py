@@ -609,7 +609,20 @@ async def test_a_narrow_screen_is_not_wider_than_it_is(
         if "step" in path:
             await expect(tab.page.locator(".step-name")).to_be_visible()
         assert await tab.page.evaluate("document.documentElement.scrollWidth") == 360
+        for each in await tab.page.locator(".actions button, .run-tools input, .panel-head button").all():
+            place = await each.bounding_box()
+            assert place
+            assert place["x"] + place["width"] <= 360, await each.text_content()
         assert await tab.complaints() == []
+
+
+async def test_a_long_name_leaves_room_for_what_can_be_done(tab: Tab, workflows: Baton) -> None:
+    gate("a")
+    run = await workflows.insert(one(wait.new("a"), "a very long name " * 10))
+    await tab.go(f"runs/{run.id}")
+    place = await tab.page.get_by_role("button", name="Cancel", exact=True).bounding_box()
+    assert place
+    assert place["x"] + place["width"] <= 1280
 
 
 async def test_the_page_comes_back_with_its_server(chromium: Browser, workflows: Baton) -> None:
@@ -627,7 +640,7 @@ async def test_the_page_comes_back_with_its_server(chromium: Browser, workflows:
         opened.set()
         await run.wait(timeout=30)
         await served.start()
-        await expect(box(tab, "only")).to_have_class(re.compile("s-completed"), timeout=30_000)
+        await expect(box(tab, "only")).to_have_class(re.compile("s-completed"))
         await expect(tab.page.locator(".conn")).to_have_text("Live")
 
 

@@ -117,6 +117,7 @@ class Bar {
         this.element.insertBefore(segment, next.length ? next[0][1] : null);
       }
       segment.style.width = `${share}%`;
+      segment.hidden = !share;
     }
   }
 }

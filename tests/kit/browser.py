@@ -11,7 +11,11 @@ from typing import Any, Self
 
 import pytest
 import uvicorn
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+
+# A machine may be busy; a fact that does not come in this time does not come.
+_PATIENCE = 20_000
+expect.set_options(timeout=_PATIENCE)
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Nothing that the browser does of its own accord: it talks to the test's server and to nobody else.
@@ -81,7 +85,7 @@ class Tab:
         context: BrowserContext = await browser.new_context(
             **{"viewport": {"width": 1280, "height": 800}, **options}
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(_PATIENCE)
         await context.add_init_script(_WATCH)
         try:
             yield cls(await context.new_page(), root)
