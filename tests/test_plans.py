@@ -267,7 +267,7 @@ async def test_a_question_is_answered_from_an_index_in_the_order_of_its_pages(
         assert row is not None
         found = plans(json.dumps(row[0]))
         assert not [node for node in found if node["Node Type"] in ("Seq Scan", "Bitmap Heap Scan")]
-        assert index in {node.get("Index Name") for node in found}
+        assert {node.get("Index Name") for node in found} & set(index.split(" or "))
         if name in ("list_runs", "find_steps") and not asked.keys() & {"name_prefix", "inserted_before"}:
             assert not [node for node in found if "Sort" in node["Node Type"]]
 
