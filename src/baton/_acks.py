@@ -26,7 +26,7 @@ from oban.job import Job
 
 from baton import _signals, _step
 from baton._codec import clean_text, encode
-from baton._deadline import within
+from baton._deadline import pause_after, within
 from baton._dispatch import seconds_of
 from baton._engine import Acked, Claim, Engine, Outcome
 from baton.errors import InvalidResult
@@ -162,7 +162,7 @@ class Acks:
             else:
                 await self._after_ack(batch, done, producer)
                 return done.acked
-            pause = random.uniform(0.5, 1.0) * min(0.05 * 2**tries, 2.0)  # noqa: S311
+            pause = random.uniform(0.5, 1.0) * pause_after(tries, first=0.1, longest=2.0)  # noqa: S311
             await asyncio.sleep(min(pause, self._patience(producer)))
 
     def _patience(self, producer: Producer | None) -> float:

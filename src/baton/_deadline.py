@@ -1,4 +1,4 @@
-"""A deadline that holds although a server does not answer.
+"""Deadlines that hold although a server does not answer, and how long to wait before it is asked again.
 
 A query that is cancelled first asks its server to end it, and a frozen server answers neither. Cancelled again, it is given up
 with its connection.
@@ -42,3 +42,9 @@ async def end(task: asyncio.Task[Any], asked: float = _ASKED) -> None:
     if task.done() and not task.cancelled():
         # Asked for, or it would be reported as an error that nobody looked at.
         task.exception()
+
+
+def pause_after(failures: int, *, first: float, longest: float) -> float:
+    """Seconds until the next try: `first` after one failure, doubled with each more, never over `longest`."""
+    # No larger power than a float holds: an outage of hours is a thousand failures.
+    return min(first * 2.0 ** min(failures - 1, 100), longest)

@@ -18,6 +18,7 @@ from oban import Oban
 from oban.worker import _registry as oban_workers
 
 from baton import _declare
+from baton._deadline import pause_after
 from baton._engine import Engine
 from baton._loop import Loop
 from baton._states import RunState
@@ -76,7 +77,7 @@ def read_delivery(text: str) -> Delivery:
 
 def delay_after(tries: int) -> float:
     """Seconds until the next try: two minutes after the first, doubled each time, an hour at most."""
-    return min(60.0 * 2.0 ** min(tries, 10), _LONGEST_DELAY)
+    return pause_after(tries, first=120.0, longest=_LONGEST_DELAY)
 
 
 class Deliveries:

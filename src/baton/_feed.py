@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from psycopg import AsyncConnection, OperationalError
 
 from baton import _store, snapshot
-from baton._deadline import end
+from baton._deadline import end, pause_after
 from baton._known import Known
 from baton._waiting import RENEWED_SECONDS, Waiters
 from baton.errors import BatonError, NotStarted, RunNotFound
@@ -152,7 +152,7 @@ class Feed[S: Subscriber]:
                     logger.warning("could not look at %s (%s); trying again", self.topic, _one_line(error))
                 else:
                     logger.exception("could not look at %s; trying again", self.topic)
-                await asyncio.sleep(min(0.1 * 2**failures, _LONGEST_PAUSE))
+                await asyncio.sleep(pause_after(failures, first=0.2, longest=_LONGEST_PAUSE))
                 continue
             try:
                 async with asyncio.timeout(min(self.reading.poll_interval, RENEWED_SECONDS)):

@@ -14,7 +14,7 @@ from typing import Any, Self
 from oban._notifier import PostgresNotifier, decode_payload
 from psycopg import AsyncConnection, Notify, sql
 
-from baton._deadline import end, within
+from baton._deadline import end, pause_after, within
 from baton._engine import connect_options
 
 logger = logging.getLogger("baton.engine")
@@ -103,7 +103,8 @@ class Listener(PostgresNotifier):
                 if conn is not None:
                     await conn.close()
             failures, missed = failures + 1, True
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.1 * 2**failures, _LONGEST_PAUSE))  # noqa: S311
+            pause = pause_after(failures, first=0.2, longest=_LONGEST_PAUSE)
+            await asyncio.sleep(random.uniform(0.5, 1.0) * pause)  # noqa: S311
 
     async def _open(self) -> AsyncConnection:
         """A connection with all that the pool connects with: its string alone may lack the password."""

@@ -15,7 +15,7 @@ from datetime import datetime
 
 import psycopg
 
-from baton._deadline import end, within
+from baton._deadline import end, pause_after, within
 
 logger = logging.getLogger("baton.step")
 
@@ -239,7 +239,7 @@ class Reports:
                         "what steps report cannot be written (%s); it is kept, and tried again",
                         " ".join(str(error).split()),
                     )
-                await asyncio.sleep(min(_INTERVAL * 2**self._failures, _LONGEST_PAUSE))
+                await asyncio.sleep(pause_after(self._failures, first=2 * _INTERVAL, longest=_LONGEST_PAUSE))
             except Exception:
                 logger.exception("what steps reported is lost")
                 self._drop(batch)

@@ -119,8 +119,7 @@ class Waiters:
         topic.listeners.discard(listener)
         if not topic.listeners:
             del self._topics[name]
-            self._leaving[name] = asyncio.create_task(self._unsubscribe(name))
-            self._leaving[name].add_done_callback(lambda _: self._leaving.pop(name, None))
+            self._leaving[name] = asyncio.create_task(self._give_up(name))
 
     async def until[T](
         self, run_id: UUID, fact: str, look: Callable[[], Awaitable[T | None]], timeout: float | None
@@ -179,6 +178,13 @@ class Waiters:
                 _store.load("subscribe", self._prefix),
                 {"topic": topic, "subscriber": self._subscriber, "seconds": _LEASE},
             )
+
+    async def _give_up(self, topic: str) -> None:
+        try:
+            await self._unsubscribe(topic)
+        finally:
+            # Not when the task is seen to have ended: whoever joins in between would find it, and wait for it without pause.
+            self._leaving.pop(topic, None)
 
     async def _unsubscribe(self, topic: str) -> None:
         try:
