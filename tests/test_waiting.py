@@ -9,11 +9,17 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from baton import Baton
+from baton import Baton, Workflow, _waiting, step
 from baton._deadline import pause_after
 from baton._reports import Heard, Reports, Told
 from baton._waiting import Waiters
-from tests.kit.following import sql
+from tests.kit.following import leases, rest_of, sql
+from tests.kit.wait import eventually
+
+
+@step(name="tests.waiting.quiet")
+async def quiet() -> None:
+    return None
 
 
 @pytest.fixture
@@ -80,3 +86,19 @@ async def test_what_steps_report_is_sent_after_an_outage_of_any_length() -> None
         await reports.finish(report)
     assert report.is_sent
     await reports.stop()
+
+
+async def test_who_follows_a_quiet_stream_sees_to_its_lease_however_rare_the_polls_are(
+    client: Baton, baton_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_waiting, "_RENEWED_SECONDS", 0.2)
+    workflow = Workflow("quiet")
+    workflow.add("quiet", quiet.new())
+    run = await client.insert(workflow)
+    following = asyncio.create_task(rest_of(run.stream("quiet")))
+    await eventually(lambda: leases(baton_dsn))
+    await sql(baton_dsn, "DELETE FROM workflow_subscribers")
+    await eventually(lambda: leases(baton_dsn))
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following

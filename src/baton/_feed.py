@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, OperationalError
 from baton import _store, snapshot
 from baton._deadline import end, pause_after
 from baton._known import Known
-from baton._waiting import RENEWED_SECONDS, Waiters
+from baton._waiting import Waiters
 from baton.errors import BatonError, NotStarted, RunNotFound
 from baton.snapshot import Marked
 
@@ -50,7 +50,6 @@ class Reading:
     connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
     prefix: str
     waiters: Waiters
-    poll_interval: float
 
 
 class Subscriber(Protocol):
@@ -154,11 +153,7 @@ class Feed[S: Subscriber]:
                     logger.exception("could not look at %s; trying again", self.topic)
                 await asyncio.sleep(pause_after(failures, first=0.2, longest=_LONGEST_PAUSE))
                 continue
-            try:
-                async with asyncio.timeout(min(self.reading.poll_interval, RENEWED_SECONDS)):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await self.reading.waiters.rest(self._wake)
             # Reading takes at most half of the time.
             await asyncio.sleep(began + max(_BATCH_SECONDS, 2 * (looked - began)) - clock())
 
@@ -174,7 +169,7 @@ class Feed[S: Subscriber]:
             await conn.execute(_MOMENT)
             compared = await self._look(conn, entering, compare=compare, poll=poll)
         if poll:
-            self._poll_at = began + self.reading.poll_interval
+            self._poll_at = began + self.reading.waiters.poll_interval
         if compared:
             self._compare_at = clock() + (clock() - began) / _COMPARING
         self._tell()

@@ -67,7 +67,8 @@ class Follower:
                 for chunk in page.chunks:
                     yield chunk
                 if not page.more and not page.ended:
-                    await self._wait()
+                    await self._waiters.rest(self._news)
+                    await asyncio.sleep(_BATCH_SECONDS)
         finally:
             self._waiters.leave(topic, self._hear)
 
@@ -105,11 +106,3 @@ class Follower:
         steps = payload.get("steps") if payload is not None else None
         if not isinstance(steps, list) or self._step_id in steps:
             self._news.set()
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(self._waiters.poll_interval):
-                await self._news.wait()
-                await asyncio.sleep(_BATCH_SECONDS)
-        except TimeoutError:
-            pass

@@ -21,7 +21,7 @@ logger = logging.getLogger("baton")
 
 _LEASE = 60.0
 # Whoever listens sees to its lease at least so often.
-RENEWED_SECONDS = _LEASE / 2
+_RENEWED_SECONDS = _LEASE / 2
 # Of many that wait for one run, together at most so many look a second, however often it moves.
 _LOOKS_PER_SECOND = 500
 
@@ -103,8 +103,8 @@ class Waiters:
         clock = asyncio.get_running_loop().time
         if clock() < topic.renew_at:
             return
-        lapsed = 0.0 < topic.renew_at < clock() - RENEWED_SECONDS
-        topic.renew_at = clock() + RENEWED_SECONDS
+        lapsed = 0.0 < topic.renew_at < clock() - _RENEWED_SECONDS
+        topic.renew_at = clock() + _RENEWED_SECONDS
         try:
             await self._subscribe(name)
         except BaseException:
@@ -112,6 +112,14 @@ class Waiters:
             raise
         for listener in list(topic.listeners) if lapsed else ():
             listener(None)
+
+    async def rest(self, news: asyncio.Event) -> None:
+        """Wait for news, but no longer than until it is time to look, or to see to the lease."""
+        try:
+            async with asyncio.timeout(min(self.poll_interval, _RENEWED_SECONDS)):
+                await news.wait()
+        except TimeoutError:
+            pass
 
     def leave(self, name: str, listener: Listener) -> None:
         """Call a listener no more. The last one's lease is given up, without anybody waiting for that."""
@@ -151,11 +159,7 @@ class Waiters:
                     found = await self._look(name, look)
                     if found is not None:
                         return found
-                    try:
-                        async with asyncio.timeout(min(self.poll_interval, RENEWED_SECONDS)):
-                            await event.wait()
-                    except TimeoutError:
-                        pass
+                    await self.rest(event)
                     waiting = len(self._topics[name].listeners)
                     if waiting > 1:
                         await asyncio.sleep(waiting / _LOOKS_PER_SECOND)

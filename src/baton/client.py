@@ -458,7 +458,7 @@ class Baton:
         self._access = Access(
             self._connection,
             waiters,
-            Following(Reading(self._connection, self._prefix, waiters, self._poll_interval)),
+            Following(Reading(self._connection, self._prefix, waiters)),
             engine,
             self._prefix,
         )
