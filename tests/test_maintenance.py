@@ -243,6 +243,17 @@ async def test_two_leaders_at_once_delete_everything_once(
     assert sum(meta["deleted"].get("workflow_nodes", 0) for meta in stops) == 20
 
 
+async def test_failures_that_nobody_hears_of_any_more_go_with_their_run(
+    baton: Baton, engine: Engine, db: psycopg.AsyncConnection
+) -> None:
+    await engine.add_consumer("baton.workflow.failed")
+    await finished(baton, db, state="discarded")
+    assert await rows(db, "SELECT consumer FROM workflow_deliveries") == [("baton.workflow.failed",)]
+    await maintenance(engine).sweep()
+    assert await runs(db) == set()
+    assert await rows(db, "SELECT FROM workflow_deliveries") == []
+
+
 async def test_a_retry_that_was_first_keeps_the_run(
     baton: Baton, baton_dsn: str, engine: Engine, db: psycopg.AsyncConnection
 ) -> None:

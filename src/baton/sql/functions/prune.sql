@@ -1,7 +1,8 @@
 -- prune: delete finished runs whose jobs are all gone, whole, with everything that is kept of them, the oldest first.
 -- p_limit: steps and chunks deleted at most, but at least one run. p_age: seconds since they finished, so that runs whose jobs are certainly
 -- there are not looked at. p_after: where the last call stopped; it goes on from there, so that a run which keeps its jobs does not
--- bar the way. A run whose end is still to be delivered stays. Returns rows deleted by table, and where it stopped, null at the end.
+-- bar the way. A run whose end is still to be delivered stays, but not for telemetry's sake: perhaps nobody listens any more.
+-- Returns rows deleted by table, and where it stopped, null at the end.
 CREATE OR REPLACE FUNCTION /* schema */baton_prune(
   p_limit integer, p_age double precision, p_after timestamptz, OUT deleted jsonb, OUT stopped_at timestamptz
 ) LANGUAGE plpgsql /* pinned */ AS $$
@@ -29,7 +30,8 @@ BEGIN
     WHERE workflow.id = ANY(seen)
       AND NOT EXISTS (SELECT FROM /* schema */workflow_nodes AS step JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
                       WHERE step.workflow_id = workflow.id)
-      AND NOT EXISTS (SELECT FROM /* schema */workflow_deliveries AS delivery WHERE delivery.workflow_id = workflow.id)
+      AND NOT EXISTS (SELECT FROM /* schema */workflow_deliveries AS delivery
+                      WHERE delivery.workflow_id = workflow.id AND delivery.consumer IS DISTINCT FROM 'baton.workflow.failed')
   ) AS dead
   WHERE dead.before < p_limit;
   IF ids IS NULL THEN
@@ -43,6 +45,7 @@ BEGIN
   DELETE FROM /* schema */workflow_checkpoints AS checkpoint USING unnest(steps) AS dead (id) WHERE checkpoint.step_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
   deleted := deleted || jsonb_build_object('workflow_checkpoints', count);
+  DELETE FROM /* schema */workflow_deliveries AS delivery USING unnest(ids) AS dead (id) WHERE delivery.workflow_id = dead.id;
   DELETE FROM /* schema */workflow_repairs AS repair USING unnest(steps) AS dead (id) WHERE repair.step_id = dead.id;
   DELETE FROM /* schema */workflow_debug_logs AS log USING unnest(ids) AS dead (id) WHERE log.workflow_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
