@@ -430,6 +430,14 @@ def test_the_fingerprint_of_the_functions_changes_with_any_of_them(monkeypatch: 
     assert migration.checksum() != before
 
 
+def test_a_change_of_what_views_have_in_common_changes_the_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = migration.checksum()
+    monkeypatch.setattr(_store, "_parts", lambda: {"state": "step.state"})
+    assert migration.checksum() != before
+
+
 def test_migrations_are_numbered_without_gaps() -> None:
     assert [m.version for m in _store.migrations()] == list(range(1, LATEST + 1))
 

@@ -1,8 +1,8 @@
 """Loads the statements in `sql/`, puts the schema's name into them, and returns typed rows. Decides nothing.
 
 A statement is a file; `/* schema */` before a name stands for the quoted schema, `/* prefix */` inside a string for the
-bare one, `/* functions */` for the names of our functions, `/* steps */` for what is read of a step in several statements,
-`/* state of step */` for the state, as users see it, of the row of `workflow_nodes` that is called `step`.
+bare one, `/* functions */` for the names of our functions, and `/* name */` for the text of `sql/parts/<name>.sql`, which
+several statements have in common.
 """
 
 import re
@@ -22,14 +22,7 @@ _PINNED = (
     "SET plan_cache_mode = force_generic_plan SET jit = off "
     "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
 )
-# A settled or held step's state is its own, and a released one's is its job's, which is looked up for those alone. Its job is
-# suspended while its run is paused, or for a moment.
-_STATE = r"""CASE WHEN \1.state <> 'released' THEN \1.state ELSE coalesce((
-  SELECT CASE WHEN job.state <> 'suspended' THEN job.state::text
-              WHEN job.scheduled_at > timezone('UTC', now()) THEN 'scheduled' ELSE 'available' END
-  FROM /* schema */oban_jobs AS job WHERE job.id = \1.job_id
-), 'cancelled') END"""
-_STATE_OF = re.compile(r"/\* state of (\w+) \*/")
+_PART = re.compile(r"/\* (\w+) \*/")
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,39}")
 
 
@@ -62,8 +55,9 @@ def statement(text: str, prefix: str) -> bytes:
 
 
 def render(text: str, prefix: str) -> str:
-    """Put a validated schema name and the pinned settings into a statement."""
-    text = _STATE_OF.sub(_STATE, text.replace("/* steps */", _steps()))
+    """Put what statements have in common, a validated schema name and the pinned settings into a statement."""
+    parts = _parts()
+    text = _PART.sub(lambda found: parts.get(found[1], found[0]), text)
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
     if "/* functions */" in text:
         text = text.replace("/* functions */", ", ".join(f"'baton_{name}'" for name, _ in functions()))
@@ -71,8 +65,8 @@ def render(text: str, prefix: str) -> str:
 
 
 @cache
-def _steps() -> str:
-    return files("baton").joinpath("sql", "parts", "steps.sql").read_text(encoding="utf-8").rstrip()
+def _parts() -> dict[str, str]:
+    return {name: text.rstrip() for name, text in _folder("parts")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,8 @@ def checksum() -> str:
     """Fingerprint of this library's functions, views and triggers, recorded as version 0."""
     digest = hashlib.sha256()
     for name, text in (*_store.functions(), *_store.views()):
-        digest.update(f"{name}\0{text}\0".encode())
+        # As they are created, so that a change of what they have in common is one of them.
+        digest.update(f"{name}\0{_store.render(text, 'public')}\0".encode())
     digest.update(_store.load("create_triggers"))
     return digest.hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 SELECT found.state, count(*)
 FROM (
   -- A job is looked up only for a step that has not settled.
-  SELECT /* state of step */ AS state
+  SELECT /* state */ AS state
   FROM /* schema */workflow_nodes AS step WHERE step.workflow_id = %(id)s
 ) AS found
 GROUP BY found.state

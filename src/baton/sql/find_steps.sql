@@ -8,5 +8,5 @@ WHERE step.workflow_id = %(id)s AND step.position > coalesce(%(after)s::integer,
   AND (%(settles)s::text[] IS NULL OR step.state = ANY(%(settles)s::text[]))
   AND (%(search)s::text IS NULL OR step.name ILIKE %(search)s::text OR step.function ILIKE %(search)s::text)
   -- A job is looked up only for a step that has not settled.
-  AND (%(states)s::text[] IS NULL OR /* state of step */ = ANY(%(states)s::text[]))
+  AND (%(states)s::text[] IS NULL OR /* state */ = ANY(%(states)s::text[]))
 ORDER BY step.position LIMIT %(limit)s

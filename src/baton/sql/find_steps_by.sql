@@ -21,7 +21,7 @@ FROM (
     AND (%(positions)s::integer[] IS NULL OR step.position = ANY(%(positions)s::integer[]))
     AND (%(settles)s::text[] IS NULL OR step.state = ANY(%(settles)s::text[]))
     AND (%(search)s::text IS NULL OR step.name ILIKE %(search)s::text OR step.function ILIKE %(search)s::text)
-    AND (%(states)s::text[] IS NULL OR /* state of step */ = ANY(%(states)s::text[]))
+    AND (%(states)s::text[] IS NULL OR /* state */ = ANY(%(states)s::text[]))
   OFFSET 0
 ) AS found
 WHERE %(after)s::integer IS NULL OR (found.place, found.position) > (%(place)s::double precision, %(after)s::integer)

@@ -1,11 +1,11 @@
 -- read_dependencies: steps that one step waits for, in the order they were added. Params: step_id, limit. Returns: position, name,
 -- state, and how many there are in all.
-SELECT dependency.position, dependency.name,
-       /* state of dependency */,
-       dependency.count
+SELECT step.position, step.name,
+       /* state */,
+       step.count
 FROM (
   SELECT step.position, step.name, step.state, step.job_id, count(*) OVER () AS count
   FROM /* schema */workflow_edges AS edge JOIN /* schema */workflow_nodes AS step ON step.id = edge.dependency_id
   WHERE edge.dependent_id = %(step_id)s ORDER BY step.position LIMIT %(limit)s
-) AS dependency
-ORDER BY dependency.position
+) AS step
+ORDER BY step.position

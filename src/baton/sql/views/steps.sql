@@ -7,7 +7,7 @@ SELECT
   step.id AS step_id,
   step.position,
   step.name,
-  /* state of step */ AS state,
+  /* state */ AS state,
   step.function,
   job.queue,
   coalesce(step.attempt, job.attempt, 0)::integer AS attempt,
