@@ -285,6 +285,22 @@ async def test_a_run_that_came_and_went_unheard_of_is_told_all_the_same(polling:
         assert [run.id for run in (await next_of(changes)).runs] == [str(gone)]
 
 
+async def test_many_runs_that_finished_at_one_moment_are_all_found_by_polling(
+    polling: Baton, steps: Steps
+) -> None:
+    async with polling.changes() as changes:
+        await next_of(changes)
+        await steps.run(
+            "WITH ended AS (INSERT INTO workflows (id, name, definition_hash, steps, unsettled, outcome, finished_at) "
+            "SELECT gen_random_uuid(), 'empty', '', 0, 0, 'completed', now() FROM generate_series(1, 2500) RETURNING id) "
+            "INSERT INTO workflow_completions (workflow_id, generation, outcome, failed_steps, finished_at) "
+            "SELECT id, 1, 'completed', '{}', now() FROM ended"
+        )
+        told: set[str] = set()
+        while len(told) < 2_500:
+            told |= {run.id for run in (await next_of(changes)).runs}
+
+
 async def test_one_notification_of_many_may_be_lost(
     baton_dsn: str, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

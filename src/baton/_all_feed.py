@@ -111,17 +111,18 @@ class AllFeed(Feed[RunsChanges | Events]):
             return []
         found = []
         since = self._since
-        after = max(since - overlap, self._began)
+        after, after_id = max(since - overlap, self._began), None
         while True:
             cursor = await conn.execute(
-                _store.load("find_finished_runs", self.reading.prefix), {"since": after, "limit": _AT_ONCE}
+                _store.load("find_finished_runs", self.reading.prefix),
+                {"since": after, "after_id": after_id, "limit": _AT_ONCE},
             )
             rows = await cursor.fetchall()
             found += [
                 str(run_id) for run_id, generation, _ in rows if self._ended.get(str(run_id)) != generation
             ]
             if rows:
-                after = rows[-1][2]
+                after_id, _, after = rows[-1]
             if len(rows) < _AT_ONCE:
                 self._since = max(since, after)
                 return found
