@@ -117,6 +117,13 @@ RULES = {
         "test_what_is_rolled_back_is_not_told",
         "test_nothing_is_told_before_its_commit_and_nothing_that_was_rolled_back",
     ],
+    "a lost notification costs a poll, a reconnect and an outage nothing": [
+        "test_what_no_notification_told_is_found_by_polling",
+        "test_a_run_that_came_and_went_unheard_of_is_told_all_the_same",
+        "test_one_notification_of_many_may_be_lost",
+        "test_a_reconnect_catches_up",
+        "test_a_pause_is_doubled_up_to_a_bound_however_long_an_outage_lasts",
+    ],
     "gates and results never read a row that Oban prunes": [
         "test_obans_pruner_takes_nothing_from_a_running_workflow",
         "test_results_keep_their_type_after_oban_pruned_the_jobs",
@@ -178,6 +185,8 @@ INVARIANTS = {
         "test_a_late_ack_of_an_earlier_generation_changes_nothing",
         "test_a_delivery_is_in_one_hand_at_a_time_and_due_again_when_its_lease_ran_out",
         "test_a_late_outcome_changes_nothing_whoever_it_comes_with",
+        "test_only_the_attempt_that_holds_its_job_is_written",
+        "test_a_report_sent_again_writes_nothing_twice",
     ],
     "unknown cost is null": ["test_there_is_no_table_of_costs_yet_so_none_of_them_can_be_wrong"],
     "work per settled edge does not grow": [
@@ -245,6 +254,7 @@ VERBS = {
         "test_a_pruned_run_leaves_no_row_in_any_table",
         "test_two_prunes_at_once_take_each_run_once",
         "test_a_run_whose_end_is_not_delivered_stays",
+        "test_failures_that_nobody_hears_of_any_more_go_with_their_run",
     ],
     "an end is delivered at least once, from the commit that made it": [
         "test_the_end_of_a_run_is_delivered_to_each_consumer_there_is",
