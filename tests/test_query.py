@@ -232,6 +232,7 @@ REFUSED: list[Callable[[query.Query, str], Awaitable[object]]] = [
     lambda q, run: q.list_steps(run, order_by="duration", after="position~3"),
     lambda q, run: q.list_steps(run, order_by="duration", after="duration~3~x~2026-01-01"),
     lambda q, run: q.list_steps(run, order_by="duration", after="duration~3~1.0~'; DROP TABLE x"),
+    lambda q, run: q.list_steps(run, order_by="duration", after="duration~3~1.0~9999-12-31T23:59:59-14:00"),
     lambda q, run: q.list_steps(run, after=3),
     lambda q, run: q.list_steps(run, positions=[-1]),
     lambda q, run: q.list_steps(run, positions=["1"]),

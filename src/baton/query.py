@@ -601,13 +601,11 @@ class _Cursor:
             order, position, *rest = after.split("~")
             if order != order_by or len(rest) != (0 if order == "position" else 2):
                 raise ValueError
-            place, moment = (
-                (float(rest[0]), datetime.fromisoformat(rest[1]).isoformat()) if rest else (None, None)
-            )
+            place, moment = (float(rest[0]), _utc(rest[1])) if rest else (None, None)
             if not 0 <= int(position) <= _LATEST_POSITION:
                 raise ValueError
             return cls(order_by, int(position), place, moment)
-        except (ValueError, AttributeError):
+        except (ValueError, OverflowError, AttributeError):
             raise InvalidOption(
                 f"after is {_shown(after)}, which is no page of steps by {order_by}; pass `next` of the page before, and the "
                 "same order"
@@ -625,6 +623,11 @@ class _Cursor:
         if moment is None:
             return f"position~{position}"
         return f"{self.order_by}~{position}~{place!r}~{moment.astimezone(UTC).isoformat()}"
+
+
+def _utc(text: str) -> str:
+    """A time in UTC, where the last hours of the calendar have no place; a ValueError or OverflowError if it is none."""
+    return datetime.fromisoformat(text).astimezone(UTC).isoformat()
 
 
 def _filters(
