@@ -102,3 +102,28 @@ async def test_who_follows_a_quiet_stream_sees_to_its_lease_however_rare_the_pol
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
         await following
+
+
+async def test_nobody_looks_before_the_lease_that_another_is_taking_is_in_force(
+    client: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiters = client._access.waiters  # type: ignore[union-attr]
+    topic, order = f"finished:{uuid4()}", []
+
+    async def subscribe(_: Waiters, name: str) -> None:
+        for _turn in range(10):
+            await asyncio.sleep(0)
+        order.append("lease")
+
+    async def look() -> None:
+        await waiters.renew(topic)
+        order.append("look")
+
+    def listener(_: object) -> None:
+        return None
+
+    monkeypatch.setattr(Waiters, "_subscribe", subscribe)
+    await waiters.join(topic, listener)
+    await asyncio.gather(look(), look(), look())
+    waiters.leave(topic, listener)
+    assert order == ["lease", "look", "look", "look"]

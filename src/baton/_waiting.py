@@ -35,6 +35,7 @@ class _Topic:
 
     listeners: set[Listener] = field(default_factory=set)
     renew_at: float = 0.0
+    renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Waiters:
@@ -101,15 +102,17 @@ class Waiters:
         """
         topic = self._topics[name]
         clock = asyncio.get_running_loop().time
-        if clock() < topic.renew_at:
-            return
-        lapsed = 0.0 < topic.renew_at < clock() - _RENEWED_SECONDS
-        topic.renew_at = clock() + _RENEWED_SECONDS
-        try:
-            await self._subscribe(name)
-        except BaseException:
-            topic.renew_at = 0.0
-            raise
+        # Whoever comes while another is at it must not look before the lease is in force.
+        async with topic.renewing:
+            if clock() < topic.renew_at:
+                return
+            lapsed = 0.0 < topic.renew_at < clock() - _RENEWED_SECONDS
+            topic.renew_at = clock() + _RENEWED_SECONDS
+            try:
+                await self._subscribe(name)
+            except BaseException:
+                topic.renew_at = 0.0
+                raise
         for listener in list(topic.listeners) if lapsed else ():
             listener(None)
 
