@@ -167,7 +167,9 @@ def test_a_group_of_thousands_is_told_in_some_lines():
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
 def test_hostile_names_and_errors_are_shown_and_not_obeyed(name):
-    steps = [status_of(f"{name}{n}", "discarded", error=f"Traceback\n{name}") for n in range(4)]
+    steps = [
+        status_of(f"{name}{n}", "discarded", error=f'Traceback\n  File "a.py"\n{name}') for n in range(4)
+    ]
     steps += [status_of("[bold]x[/bold]", "held", (f"{name}0", name))]
     for number in (4, 5):
         board = Board(change(*steps[5 - number :], name=name))

@@ -147,7 +147,7 @@ def _failed(status: RunStatus) -> StepFailed:
             step.attempt or not any(status.step(name).state is not StepState.COMPLETED for name in step.deps)
         ):
             return StepFailed(
-                f"step {step.name!r} was {step.state}: {_terminal.last_line(step.error)}", step=step.name
+                f"step {step.name!r} was {step.state}: {_terminal.one_line(step.error)}", step=step.name
             )
     return StepFailed(
         f"run {status.run.id} is {status.state} and has no brief; --resume is for runs of the demo"

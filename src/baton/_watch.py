@@ -35,7 +35,7 @@ from baton._terminal import (
     duration,
     few,
     headline,
-    last_line,
+    one_line,
     open_console,
     remark,
     runs_table,
@@ -167,7 +167,7 @@ class Board:
         if now.settled_at is not None:
             line.settled_at = max(line.settled_at or now.settled_at, now.settled_at)
         if now.error and now.state is not StepState.COMPLETED:
-            line.error = f"{now.name}: {last_line(now.error)}"
+            line.error = f"{now.name}: {one_line(now.error)}"
 
     def picture(self, console: Console, rows: int) -> RenderableType:
         """A line about the run, and at most so many rows about its boxes, by layer: those that matter most."""
