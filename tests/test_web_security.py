@@ -639,6 +639,19 @@ async def test_a_token_is_good_once_and_then_there_is_another(workflows: Baton, 
         assert (await first.get()).status_code == (await second.get()).status_code == 200
 
 
+async def test_a_used_address_that_is_opened_again_leads_whom_it_let_in_to_the_page(
+    workflows: Baton, login: Login
+) -> None:
+    token = login.token
+    async with at_the_door(workflows, login) as visitor:
+        await visitor.get(f"?token={token}")
+        unused = login.token
+        answers = [await visitor.get(f"?token={token}") for _ in range(12)]
+        assert {(answer.status_code, answer.headers["location"]) for answer in answers} == {(303, "/")}
+        assert "set-cookie" not in answers[0].headers
+        assert login.token == unused
+
+
 @pytest.mark.parametrize("path", ["//evil.test/", "/\\evil.test", "/%2fevil.test", "//evil.test/%2e%2e"])
 async def test_the_login_sends_nobody_to_another_site(workflows: Baton, login: Login, path: str) -> None:
     page = baton.web.app(workflows, authorize=login.authorize)

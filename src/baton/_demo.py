@@ -76,6 +76,9 @@ class Demo:
                         return self._report(status, results.get("compile_brief"))
                     finally:
                         self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
+                        page.login.used = lambda: self._say(
+                            f"for another browser: {page.address(f'/runs/{run.id}')}"
+                        )
                         await signals.first.wait()
         return self._report(status, results.get("compile_brief"))
 
