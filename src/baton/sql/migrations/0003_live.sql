@@ -43,3 +43,9 @@ CREATE INDEX IF NOT EXISTS workflows_name ON /* schema */workflows (name text_pa
 CREATE INDEX IF NOT EXISTS workflows_key ON /* schema */workflows (key, id) WHERE key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS workflows_inserted ON /* schema */workflows (inserted_at);
 CREATE INDEX IF NOT EXISTS workflow_nodes_position ON /* schema */workflow_nodes (workflow_id, position);
+
+-- When a step could first run, so that its time in the queue can be told from its time behind its dependencies. No default, so no row
+-- is rewritten.
+ALTER TABLE /* schema */workflow_nodes ADD COLUMN released_at timestamptz;
+
+COMMENT ON COLUMN /* schema */workflow_nodes.released_at IS 'when its last dependency settled; null for a root, which its job''s scheduled_at tells of';
