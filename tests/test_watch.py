@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from baton import Baton, Progress, RunChange, StepStatus, Workflow, _watch, step
+from baton import Baton, Progress, RunChange, RunState, StepStatus, Workflow, _watch, step
 from baton._watch import Board, watch, watch_live, watch_runs
 from baton.errors import RunNotFound
 from tests.kit.hostile import NAMES
@@ -140,6 +140,19 @@ def test_a_line_is_said_for_each_change_of_a_step_and_each_tenth_of_its_progress
         "fetch executing (attempt 2 of 3)",
         "fetch completed in",
     ]
+
+
+def test_of_a_run_that_has_ended_a_line_tells_how_long_it_took_and_not_how_long_ago_it_began():
+    news = change(
+        status_of("fetch", "completed"),
+        state=RunState.COMPLETED,
+        inserted_at=NOW,
+        finished_at=NOW + timedelta(seconds=2),
+    )
+    said: list[str] = []
+    board = Board(news)
+    board.tell(board.apply(news), said.append)
+    assert said[0].split()[0] == "2.00s"
 
 
 def test_a_group_of_thousands_is_told_in_some_lines():

@@ -211,7 +211,7 @@ class Board:
 
     def tell(self, touched: Iterable[_Line], say: Callable[[str], None]) -> None:
         """Say a line for each that is worth it: for each change of a step, and for each tenth of a group."""
-        since = (datetime.now(UTC) - self.run.inserted_at).total_seconds()
+        since = ((self.run.finished_at or datetime.now(UTC)) - self.run.inserted_at).total_seconds()
         width = min(40, max(len(line.label) for line in self.lines))
         for line in touched:
             step = None if line.box.group else self.steps[line.box.steps[0]]
