@@ -165,7 +165,7 @@ async def test_the_time_in_the_queue_begins_when_the_last_dependency_has_settled
     assert waited["slow"] > hour > waited["next"] >= 0
 
 
-async def test_an_error_is_told_by_its_last_line_cut_to_a_length(baton_dsn: str, heard: Heard) -> None:
+async def test_an_error_is_told_in_one_line_cut_to_a_length(baton_dsn: str, heard: Heard) -> None:
     async with Baton(baton_dsn, queues={"default": 5}) as worker:
         run = await worker.insert(flow(short=fails.new(), long=fails.new("x" * 10_000)))
         await run.wait(timeout=10)

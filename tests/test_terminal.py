@@ -58,7 +58,7 @@ DIAMOND = status(
         "fetch", "completed", started_at=NOW - timedelta(seconds=2), settled_at=NOW - timedelta(seconds=1.5)
     ),
     step("keywords", "executing", ("fetch",), attempt=2, started_at=NOW),
-    step("summary", "discarded", ("fetch",), error="Traceback\n  ...\nValueError: no\n"),
+    step("summary", "discarded", ("fetch",), error='Traceback\n  File "a.py"\nValueError: no\n'),
     step("brief", "held", ("keywords", "summary")),
 )
 
@@ -168,7 +168,7 @@ def test_a_list_of_runs_never_cuts_ids():
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
 def test_hostile_names_and_errors_are_shown_and_not_obeyed(name):
     hostile = status(
-        step(name, "discarded", error=f"Traceback\n{name}"),
+        step(name, "discarded", error=f'Traceback\n  File "a.py"\n{name}'),
         step("[bold]x[/bold]", "held", (name,)),
         name=name,
     )
@@ -211,7 +211,10 @@ def test_progress_is_a_share_of_a_total_where_there_is_one(told, text):
     assert _terminal.progress(Progress(*told, updated_at=NOW)) == text
 
 
-def test_the_last_line_of_an_error_is_what_happened():
-    assert _terminal.last_line("Traceback\n  x\nValueError: no\n\n") == "ValueError: no"
-    assert _terminal.last_line(None) == "no reason was recorded"
-    assert len(_terminal.last_line("x" * 10_000)) == 300
+def test_an_error_is_one_line_that_says_what_happened():
+    assert (
+        _terminal.one_line('Traceback (most recent call last):\n  File "x"\nValueError: no\n\n')
+        == "ValueError: no"
+    )
+    assert _terminal.one_line(None) == "no reason was recorded"
+    assert len(_terminal.one_line("x" * 10_000)) == 300

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from baton import Baton, Progress, RunChange, StepStatus, Workflow, _watch, step
+from baton import Baton, Progress, RunChange, RunState, StepStatus, Workflow, _watch, step
 from baton._watch import Board, watch, watch_live, watch_runs
 from baton.errors import RunNotFound
 from tests.kit.hostile import NAMES
@@ -142,6 +142,19 @@ def test_a_line_is_said_for_each_change_of_a_step_and_each_tenth_of_its_progress
     ]
 
 
+def test_of_a_run_that_has_ended_a_line_tells_how_long_it_took_and_not_how_long_ago_it_began():
+    news = change(
+        status_of("fetch", "completed"),
+        state=RunState.COMPLETED,
+        inserted_at=NOW,
+        finished_at=NOW + timedelta(seconds=2),
+    )
+    said: list[str] = []
+    board = Board(news)
+    board.tell(board.apply(news), said.append)
+    assert said[0].split()[0] == "2.00s"
+
+
 def test_a_group_of_thousands_is_told_in_some_lines():
     board = Board(fan(["available"] * 5000))
     steps = [
@@ -167,7 +180,9 @@ def test_a_group_of_thousands_is_told_in_some_lines():
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
 def test_hostile_names_and_errors_are_shown_and_not_obeyed(name):
-    steps = [status_of(f"{name}{n}", "discarded", error=f"Traceback\n{name}") for n in range(4)]
+    steps = [
+        status_of(f"{name}{n}", "discarded", error=f'Traceback\n  File "a.py"\n{name}') for n in range(4)
+    ]
     steps += [status_of("[bold]x[/bold]", "held", (f"{name}0", name))]
     for number in (4, 5):
         board = Board(change(*steps[5 - number :], name=name))

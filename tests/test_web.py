@@ -16,13 +16,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from oban import telemetry
+from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
 import baton.web
 from baton import Baton, Run, Workflow, step
-from baton.web import ACTIONS, Access, _board, _runs, _streams
+from baton.query import Query
+from baton.web import ACTIONS, Access, _board, _runs, _site, _streams
 from tests.kit.reused import Reused
 from tests.kit.visitor import HOST, Visitor
 from tests.kit.wait import eventually
@@ -403,19 +405,19 @@ async def test_a_step_is_shown_with_all_that_is_known_of_it(workflows: Baton, pa
     assert shown["job_id"]
 
 
-async def test_a_failed_attempt_is_shown_with_its_traceback_and_in_lists_with_its_last_line(
+async def test_a_failed_attempt_is_shown_with_its_traceback_and_in_lists_in_one_line(
     workflows: Baton, page: Visitor
 ) -> None:
-    run = await finished(workflows, one(fail.new("line\n" * 3 + "x" * 1000)))
+    run = await finished(workflows, one(fail.new("x" * 1000 + "\nline" * 3)))
     (listed,) = (await page.json(f"api/runs/{run.id}/steps"))["steps"]
     assert listed["state"] == "discarded"
     assert len(listed["error"]) == 300
-    assert "\n" not in listed["error"]
+    assert listed["error"].startswith("ValueError: xxx")
     shown = await page.json(f"api/runs/{run.id}/steps/{listed['position']}")
     (attempt,) = shown["attempts"]
     assert attempt["attempt"] == 1
     assert "Traceback" in attempt["error"]
-    assert "ValueError: line" in attempt["error"]
+    assert "ValueError: xxx" in attempt["error"]
 
 
 async def test_a_large_result_is_cut_in_the_panel_and_whole_in_the_file(
@@ -654,6 +656,39 @@ async def test_open_pages_are_bounded_by_user_and_in_all(workflows: Baton) -> No
             assert (await bob.get(path)).status_code == 503
         async with bob.stream(path) as again:
             await again.named("resync")
+
+
+async def test_a_stream_has_an_end_also_when_the_server_stops(
+    workflows: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    never = asyncio.Event()
+
+    async def receive() -> Any:
+        await never.wait()
+
+    # What uvicorn's signal handler sets.
+    monkeypatch.setattr(AppStatus, "should_exit", True)
+    scope = {"type": "http", "method": "GET", "path": "/api/runs/events", "query_string": b"", "headers": []}
+    await baton.web.app(workflows, authorize=everything)(scope, receive, send)
+    assert (sent[0]["status"], sent[-1]["more_body"]) == (200, False)
+
+
+async def test_a_read_that_gets_no_connection_is_given_up(
+    workflows: Baton, page: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def list_runs(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_site, "_READ_SECONDS", 0.05)
+        patched.setattr(Query, "list_runs", list_runs)
+        assert "does not answer" in (await page.json("api/runs", 503))["error"]
+    assert (await page.json("api/runs"))["runs"] == []
 
 
 async def test_users_without_a_name_are_bounded_in_all_alone(workflows: Baton) -> None:

@@ -321,6 +321,22 @@ async def test_an_error_has_an_id_and_the_log_has_it_with_the_cause(
     assert "the cause" in str(record.exc_info[1])
 
 
+async def test_a_database_that_is_away_is_one_line_in_the_log_for_each_request(
+    workflows: Baton, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away(*_: object, **__: object) -> Any:
+        raise psycopg.OperationalError("connection is bad:\n\tno such socket")
+
+    monkeypatch.setattr(type(workflows.query), "list_runs", away)
+    page = baton.web.app(workflows, authorize=users)
+    async with visiting(page) as visitor:
+        told = await visitor.json("api/runs", 503)
+    assert "no such socket" not in told["error"]
+    (record,) = [record for record in caplog.records if told["id"] in record.getMessage()]
+    assert (record.name, record.levelno, record.exc_info) == ("baton.web", logging.WARNING, None)
+    assert record.getMessage().endswith("(OperationalError: connection is bad: no such socket)")
+
+
 # --- P1: what others wrote -------------------------------------------------------------------------
 
 STORABLE = [name for name in NAMES if "\x00" not in name and "\ud800" not in name]
@@ -637,6 +653,19 @@ async def test_a_token_is_good_once_and_then_there_is_another(workflows: Baton, 
         assert login.token != token
         assert (await second.get(f"?token={login.token}")).status_code == 303
         assert (await first.get()).status_code == (await second.get()).status_code == 200
+
+
+async def test_a_used_address_that_is_opened_again_leads_whom_it_let_in_to_the_page(
+    workflows: Baton, login: Login
+) -> None:
+    token = login.token
+    async with at_the_door(workflows, login) as visitor:
+        await visitor.get(f"?token={token}")
+        unused = login.token
+        answers = [await visitor.get(f"?token={token}") for _ in range(12)]
+        assert {(answer.status_code, answer.headers["location"]) for answer in answers} == {(303, "/")}
+        assert "set-cookie" not in answers[0].headers
+        assert login.token == unused
 
 
 @pytest.mark.parametrize("path", ["//evil.test/", "/\\evil.test", "/%2fevil.test", "//evil.test/%2e%2e"])

@@ -236,12 +236,13 @@ def test_a_named_host_is_let_in_with_the_token_all_the_same(baton_dsn: str, tmp_
 
 
 def test_an_address_that_is_none_is_a_word_and_no_traceback(baton_dsn: str) -> None:
-    for host in ("no such host", "192.0.2.1"):
+    for host, option in (("no such host", ""), ("192.0.2.1", "--host")):
         arguments = ["ui", "--dsn", baton_dsn, "--host", host, "--allow-host", "x"]
         done = click.testing.CliRunner().invoke(cli, arguments)
         assert done.exit_code in (2, 3)
         assert "Traceback" not in done.stderr
         assert host in done.stderr
+        assert option in done.stderr
 
 
 async def test_ctrl_c_ends_it_with_pages_open(baton_dsn: str, tmp_path: Path) -> None:
@@ -394,4 +395,6 @@ def test_the_demo_shows_its_run_and_stays_until_ctrl_c(tmp_path: Path) -> None:
         page = httpx.get(f"{demo.url}/api/runs/{run['id']}", headers={"Cookie": cookie}).json()
         assert page["run"]["state"] == "completed"
         until(lambda: len(demo.addresses) == 2)
+        demo.cookie()
+        until(lambda: len(demo.addresses) == 3)
         assert demo.stop() == 0

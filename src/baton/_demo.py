@@ -76,6 +76,9 @@ class Demo:
                         return self._report(status, results.get("compile_brief"))
                     finally:
                         self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
+                        page.login.used = lambda: self._say(
+                            f"for another browser: {page.address(f'/runs/{run.id}')}"
+                        )
                         await signals.first.wait()
         return self._report(status, results.get("compile_brief"))
 
@@ -147,7 +150,7 @@ def _failed(status: RunStatus) -> StepFailed:
             step.attempt or not any(status.step(name).state is not StepState.COMPLETED for name in step.deps)
         ):
             return StepFailed(
-                f"step {step.name!r} was {step.state}: {_terminal.last_line(step.error)}", step=step.name
+                f"step {step.name!r} was {step.state}: {_terminal.one_line(step.error)}", step=step.name
             )
     return StepFailed(
         f"run {status.run.id} is {status.state} and has no brief; --resume is for runs of the demo"

@@ -17,6 +17,7 @@ from oban.job import Job
 
 from baton import _step, telemetry
 from baton._codec import clean_text
+from baton._error_line import error_line
 from baton.workflow import Workflow
 
 logger = logging.getLogger("baton.telemetry")
@@ -76,7 +77,7 @@ def _described(
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "has_result": state == "completed",
-        "error": None if error is None else last_line(error),
+        "error": None if error is None else _one_line(error),
         "timestamp": at,
     }
     if job.attempted_at is not None and job.scheduled_at is not None:
@@ -91,10 +92,9 @@ def _worker(job: Job) -> str:
     return str(job.args.get("step", "")) if job.worker == "baton.StepWorker" else job.worker
 
 
-def last_line(text: str) -> str:
-    """The line of an error that says what it was, below where it came from, cut to a length."""
-    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line))]
-    return clean_text(lines[-1] if lines else text.strip(), _LONGEST_ERROR)
+def _one_line(text: str) -> str:
+    """The line of an error that says what it was, cut to a length."""
+    return clean_text(error_line(text), _LONGEST_ERROR)
 
 
 def finished(runs: Iterable[Mapping[str, Any]]) -> None:

@@ -35,6 +35,7 @@ from baton import (
     StepStatus,
     doctor,
 )
+from baton._error_line import error_line
 
 _NARROWEST = 8
 
@@ -74,10 +75,9 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def last_line(error: str | None) -> str:
-    """The line of an error that says what happened, safe to show."""
-    lines = (error or "").strip().splitlines()
-    text = lines[-1].strip() if lines else "no reason was recorded"
+def one_line(error: str | None) -> str:
+    """The line of a text that says what happened, safe to show."""
+    text = error_line(error) or "no reason was recorded"
     return safe(text if len(text) <= 300 else f"{text[:299]}…")
 
 
@@ -326,7 +326,7 @@ def remark(step: StepStatus, order: str) -> str:
     if step.progress is not None and step.state is StepState.EXECUTING:
         remarks.append(progress(step.progress))
     if step.error and step.state is not StepState.COMPLETED:
-        remarks.append(last_line(step.error))
+        remarks.append(one_line(step.error))
     return "; ".join(remarks)
 
 
@@ -335,7 +335,7 @@ def progress(told: Progress) -> str:
     done = _number(told.done)
     if (part := share(told)) is not None and told.total is not None:
         done = f"{int(100 * part)}% ({done}/{_number(told.total)})"
-    return f"{done} {last_line(told.message)}" if told.message else done
+    return f"{done} {one_line(told.message)}" if told.message else done
 
 
 def share(told: Progress) -> float | None:

@@ -35,7 +35,7 @@ from baton._terminal import (
     duration,
     few,
     headline,
-    last_line,
+    one_line,
     open_console,
     remark,
     runs_table,
@@ -167,7 +167,7 @@ class Board:
         if now.settled_at is not None:
             line.settled_at = max(line.settled_at or now.settled_at, now.settled_at)
         if now.error and now.state is not StepState.COMPLETED:
-            line.error = f"{now.name}: {last_line(now.error)}"
+            line.error = f"{now.name}: {one_line(now.error)}"
 
     def picture(self, console: Console, rows: int) -> RenderableType:
         """A line about the run, and at most so many rows about its boxes, by layer: those that matter most."""
@@ -211,7 +211,7 @@ class Board:
 
     def tell(self, touched: Iterable[_Line], say: Callable[[str], None]) -> None:
         """Say a line for each that is worth it: for each change of a step, and for each tenth of a group."""
-        since = (datetime.now(UTC) - self.run.inserted_at).total_seconds()
+        since = ((self.run.finished_at or datetime.now(UTC)) - self.run.inserted_at).total_seconds()
         width = min(40, max(len(line.label) for line in self.lines))
         for line in touched:
             step = None if line.box.group else self.steps[line.box.steps[0]]

@@ -639,11 +639,12 @@ def _filters(
     name_prefix: str,
 ) -> dict[str, object]:
     """What `list_runs` and `count_runs` have in common, as the statements take it."""
-    first, last = _ids_beginning(search) if search else (None, None)
+    searched = _text("search", search)
+    first, last = _ids_beginning(searched) if searched else (None, None)
     return {
         "name": _text("name", name),
         "key": _text("key", key),
-        "search": _containing("search", search),
+        "search": _containing("search", searched),
         "first_id": first,
         "last_id": last,
         "inserted_after": _aware("inserted_after", inserted_after),
@@ -696,8 +697,10 @@ def _containing(option: str, value: str | None) -> str | None:
 
 
 def _beginning(name_prefix: str) -> str | None:
-    """A pattern of LIKE for what begins with the text; None for no text."""
+    """A pattern of LIKE for what begins with the text; None for the empty one."""
     text = _text("name_prefix", name_prefix)
+    if text is None:  # a tenant that somebody has not found must not see what all have
+        raise InvalidOption("name_prefix is None; it must be text, '' for all runs")
     return f"{_escaped(text)}%" if text else None
 
 
@@ -724,6 +727,8 @@ def _aware(option: str, moment: datetime | None) -> datetime | None:
 
 
 def _positions(positions: Collection[int]) -> list[int]:
+    if not isinstance(positions, Collection):
+        raise InvalidOption(f"positions is {_shown(positions)}; it must be a list of whole numbers from 0 up")
     if len(positions) > _MOST_POSITIONS:
         raise InvalidOption(f"there are {len(positions):,} positions; give {_MOST_POSITIONS:,} at most")
     for position in positions:

@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from baton import _codec, snapshot, why
 from baton._declare import Ref, registered
 from baton._engine import Engine
+from baton._error_line import error_line
 from baton._following import Following
 from baton._names import uuid7
 from baton._states import RunState, StepState
@@ -108,13 +109,13 @@ class Run:
         if status.state is StepState.DISCARDED:
             raise StepFailed(
                 f"step {name!r} was discarded after {status.attempt} of {status.max_attempts} attempts: "
-                f"{_last_line(status.error)}",
+                f"{_reason(status.error)}",
                 step=name,
                 error=status.error,
             )
         if status.state in (StepState.CANCELLED, StepState.SKIPPED):
             raise StepCancelled(
-                f"step {name!r} was {status.state}: {_last_line(status.error)}", step=name, error=status.error
+                f"step {name!r} was {status.state}: {_reason(status.error)}", step=name, error=status.error
             )
         found = await self.results(name)
         if name not in found:
@@ -420,6 +421,5 @@ def _restore(name: str, function: str, text: str) -> Any:
     return value if step is None else _codec.restore(value, step.returns, where=f"result of step {name!r}")
 
 
-def _last_line(error: str | None) -> str:
-    lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else "no reason was recorded"
+def _reason(error: str | None) -> str:
+    return error_line(error) or "no reason was recorded"

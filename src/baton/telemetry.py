@@ -69,7 +69,8 @@ def attach_default_logger(level: str | int = "INFO") -> None:
 
     Attempts that will be repeated are warnings, discarded steps and failed runs errors, rescued jobs warnings. Each record
     has the event's fields in `extra` (`event`, `workflow`, `step`, `attempt` and so on). No argument and no result of a step
-    is logged; of an error its last line, cut to 300 characters, and nothing in it can begin a line of its own.
+    is logged; of an error the line with its type and message, cut to 300 characters, and nothing in it can begin a line of its
+    own.
 
     Args:
         level: Of what is no failure: cancelled steps, and runs that completed or were cancelled. A name or a number of

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
 from baton import _store
+from baton._error_line import error_line
 from baton._states import StepState
 from baton.snapshot import RunSummary
 
@@ -223,7 +224,7 @@ def _causes(facts: Facts) -> Iterator[Cause]:
 
 def _settled(facts: Facts) -> str:
     text = f"it {'was ' if facts.settles != 'completed' else ''}{facts.settles} at {_clock(facts.settled_at)}"
-    return f"{text}: {_last_line(facts.error)}" if facts.error else text
+    return f"{text}: {error_line(facts.error)}" if facts.error else text
 
 
 def _while_running(facts: Facts) -> Iterator[Cause]:
@@ -268,7 +269,7 @@ def _before_running(facts: Facts) -> Iterator[Cause]:
     elif facts.parked is not None and facts.job == "scheduled":
         yield Cause(Reason.PARKED, _parked(facts))
     elif facts.job == "retryable":
-        error = f": {_last_line(facts.error)}" if facts.error else ""
+        error = f": {error_line(facts.error)}" if facts.error else ""
         yield Cause(
             Reason.RETRY,
             f"attempt {facts.attempt} of {facts.max_attempts} failed{error}; the next is due {_when(facts)}",
@@ -330,11 +331,6 @@ def _when(facts: Facts) -> str:
 
 def _clock(moment: datetime | None) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment is not None else "an unknown time"
-
-
-def _last_line(error: str | None) -> str:
-    lines = (error or "").strip().splitlines()
-    return lines[-1].strip() if lines else ""
 
 
 def _utc(moment: datetime | None) -> datetime | None:

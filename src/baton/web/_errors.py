@@ -28,7 +28,12 @@ def answer(error: Exception, where: str) -> Response:
     """
     error_id = secrets.token_hex(6)
     status, text = _told(error)
-    if status >= 500 and not isinstance(error, HTTPException):
+    if status == 503 and not isinstance(error, HTTPException):
+        # Known, over when the database is back, and told at each request until then: a line, without the way to it.
+        logger.warning(
+            "error %s at %s: %s (%s: %s)", error_id, where, text, type(error).__name__, _line(error)
+        )
+    elif status >= 500 and not isinstance(error, HTTPException):
         logger.error("error %s at %s: %s", error_id, where, text, exc_info=error)
     elif status >= 400:
         logger.info("refused %s at %s: %d %s", error_id, where, status, text)

@@ -49,13 +49,14 @@ class Login:
 
     Attributes:
         token: The one that is good now.
+        used: Called when it was used, and there is a new one.
     """
 
     def __init__(self, actions: frozenset[str], cookie: str, used: Callable[[], None]) -> None:
         self.token = secrets.token_urlsafe(32)
         self._access = Access(user="local", actions=actions)
         self._cookie = cookie
-        self._used = used
+        self.used = used
         self._sessions: OrderedDict[bytes, None] = OrderedDict()
         self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -65,9 +66,12 @@ class Login:
         Raises:
             Refused: No cookie; a redirect to the same page without the token; or too many wrong tokens came from there.
         """
+        known = _digest(request.cookies.get(self._cookie, "")) in self._sessions
         if "token" in request.query_params and request.method == "GET" and is_plain(request.scope):
+            if known:  # the address that was used before, opened once more
+                raise Refused(303, "signed in", {"Location": request.url.path})
             self._exchange(request)
-        if _digest(request.cookies.get(self._cookie, "")) in self._sessions:
+        if known:
             return self._access
         raise Refused(401, "this page is opened with the address that `baton` printed in its terminal")
 
@@ -88,7 +92,7 @@ class Login:
         self._sessions[_digest(session)] = None
         if len(self._sessions) > _MOST_SESSIONS:
             self._sessions.popitem(last=False)
-        self._used()
+        self.used()
         raise Refused(
             303,
             "signed in",
@@ -221,8 +225,9 @@ def _bound(host: str, port: int, tries: int) -> socket.socket:
             sock.close()
             if error.errno == errno.EADDRINUSE and candidate + 1 < port + tries:
                 continue
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
             raise StartError(
-                f"cannot listen on {host} port {candidate}: {error.strerror}; name another with --port"
+                f"cannot listen on {host} port {candidate}: {error.strerror}; name another with {option}"
             ) from error
         sock.setblocking(False)
         return sock

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from baton import RunState, RunSummary, StepState, StepStatus
+from baton._error_line import error_line
 
 _LONGEST_ERROR = 300
 
@@ -47,7 +48,7 @@ def step(status: StepStatus) -> dict[str, Any]:
         "queue": status.queue,
         "attempt": status.attempt,
         "max_attempts": status.max_attempts,
-        "error": last_line(status.error),
+        "error": _one_line(status.error),
         "scheduled_at": status.scheduled_at,
         "started_at": status.started_at,
         "settled_at": status.settled_at,
@@ -66,7 +67,6 @@ def counts(by_state: Mapping[RunState, int] | Mapping[StepState, int]) -> dict[s
     return {state.value: count for state, count in by_state.items() if count}
 
 
-def last_line(error: str | None) -> str | None:
-    """The line of an error that says what it is: the last of a traceback. None for none."""
-    lines = (error or "").strip().splitlines()
-    return lines[-1].strip()[:_LONGEST_ERROR] if lines else None
+def _one_line(error: str | None) -> str | None:
+    """The line of an error that says what it is, cut to a length. None for none."""
+    return error_line(error)[:_LONGEST_ERROR] or None

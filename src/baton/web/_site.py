@@ -44,13 +44,9 @@ class Site:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """One of the few reads at a time; raises TimeoutError when none is free for long."""
-        async with asyncio.timeout(_READ_SECONDS):
-            await self._reads.acquire()
-        try:
+        """One of the few reads at a time; raises TimeoutError when none is free, or no connection is to be had, for long."""
+        async with asyncio.timeout(_READ_SECONDS), self._reads:
             yield
-        finally:
-            self._reads.release()
 
     def close(self) -> None:
         """End what is watched, so that every stream ends."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from baton.web._board import Moves, View
 from baton.web._errors import Refused
@@ -79,7 +79,22 @@ class Stream(EventSourceResponse):
         with self._seats.taken(self._user):
             async with self._messages() as messages:
                 self.body_iterator = messages
-                await super().__call__(scope, receive, send)
+                await self._complete(scope, receive, send)
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and its end also when the server stops: a server takes a response without one for an error of ours."""
+        ended = False
+
+        async def told(message: Message) -> None:
+            nonlocal ended
+            await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        await super().__call__(scope, receive, told)
+        if not ended:
+            await self._send_with_timeout(
+                send, {"type": "http.response.body", "body": b"", "more_body": False}
+            )
 
 
 async def of_run(view: View) -> AsyncGenerator[bytes]:
