@@ -332,8 +332,8 @@ CONTROLS = (
         "fan-in by looking", _two_dependencies_settle_at_once, ("L1 end", "S5 held"), "settle_by_looking"
     ),
     Control("unfenced ack", _a_zombie_acks, ("S7 fence",), "ack_unfenced"),
-    Control("no completion row", _a_run_ends, ("S9 finish",), "finish_silent"),
-    Control("two completion rows", _a_run_ends, ("S9 finish",), "finish_twice"),
+    Control("no completion row", _a_run_ends, ("S9 finish",), "complete_silent"),
+    Control("two completion rows", _a_run_ends, ("S9 finish",), "complete_twice"),
     Control("doom of one level", _a_failure_that_one_ignores, ("S8 doom", "L1 end"), "doom_one_level"),
     Control("doom without the policy", _a_failure_that_one_ignores, ("S8 doom",), "doom_without_policy"),
     Control("release one too early", _one_of_two_dependencies_settles, ("S1 gate",), "release_one_early"),
