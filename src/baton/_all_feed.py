@@ -21,7 +21,7 @@ from baton.snapshot import RunSummary
 
 _FIRST = 50
 _MOST_RUNS = 1_000
-_MOST_STEPS = 500_000
+_MOST_STEPS = 100_000
 _MOST_ENDS = 100_000
 _AT_ONCE = 1_000
 # A run may be finished that much longer than its commit is seen; or, where a notification of it may have been missed, this.

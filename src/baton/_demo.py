@@ -54,13 +54,13 @@ class Demo:
             BatonError: Baton could not start, or there is no such run.
         """
         signals = _foreground.Signals()
-        baton = Baton.local(self.data_dir, queues=_QUEUES, shutdown_grace_period=_GRACE)
-        async with _foreground.running(baton, signals) as started:
-            if not started or signals.first.is_set():
-                click.echo("baton: interrupted before anything was begun", err=True)
-                return _foreground.INTERRUPTED
-            self._say(f"data     {baton.data_dir}")
-            async with self._page(baton) as page:
+        async with self._page(signals) as page:
+            baton = Baton.local(self.data_dir, queues=_QUEUES, shutdown_grace_period=_GRACE)
+            async with _foreground.running(baton, signals) as started:
+                if not started or signals.first.is_set():
+                    click.echo("baton: interrupted before anything was begun", err=True)
+                    return _foreground.INTERRUPTED
+                self._say(f"data     {baton.data_dir}")
                 run = await self._begin(baton, resume)
                 self._say(f"run      {run.id}")
                 if page is not None:
@@ -71,28 +71,33 @@ class Demo:
                     self._explain_interrupt(run)
                     return _foreground.INTERRUPTED
                 results = await run.results("compile_brief")
+            try:
+                return self._report(status, results.get("compile_brief"))
+            finally:
                 if page is not None:
-                    try:
-                        return self._report(status, results.get("compile_brief"))
-                    finally:
-                        self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
-                        page.login.used = lambda: self._say(
-                            f"for another browser: {page.address(f'/runs/{run.id}')}"
-                        )
-                        await signals.first.wait()
-        return self._report(status, results.get("compile_brief"))
+                    await self._stay(page, run, signals)
 
     @asynccontextmanager
-    async def _page(self, baton: Baton) -> "AsyncIterator[Page | None]":
-        """The page on this very Baton, if it was asked for."""
+    async def _page(self, signals: _foreground.Signals) -> "AsyncIterator[Page | None]":
+        """The page, if it was asked for: on a Baton that only reads, for it stays when the work is done."""
         if not self.ui:
             yield None
             return
         from baton.web import _serve
 
-        page = _serve.Page(baton)
-        async with page.serving():
-            yield page
+        reader = Baton.local(self.data_dir, queues={})
+        async with _foreground.running(reader, signals) as started:
+            if not started:
+                yield None
+                return
+            page = _serve.Page(reader)
+            async with page.serving():
+                yield page
+
+    async def _stay(self, page: "Page", run: Run, signals: _foreground.Signals) -> None:
+        self._say(f"page     {page.address(f'/runs/{run.id}')}; Ctrl-C ends it")
+        page.login.used = lambda: self._say(f"for another browser: {page.address(f'/runs/{run.id}')}")
+        await signals.first.wait()
 
     async def _begin(self, baton: Baton, resume: str | None) -> Run:
         if resume is None:
