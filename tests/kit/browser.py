@@ -37,15 +37,14 @@ _WATCH = """
 
 
 def find() -> str:
-    """Path of a Chromium; skips the test where there is none, except on CI, where there must be one."""
+    """Path of a Chromium; skips the test where there is none: `tools/browser.sh` has said so, or put one there."""
     named = os.environ.get("BATON_CHROMIUM")
     for name in [named] if named else _NAMES:
         if path := shutil.which(name):
             return path
-    reason = "no Chromium: install it (Debian: apt-get install chromium), or set BATON_CHROMIUM to its path"
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}; on CI these tests are not skipped")
-    pytest.skip(reason)
+    pytest.skip(
+        "no Chromium: install it (Debian: apt-get install chromium), or set BATON_CHROMIUM to its path"
+    )
 
 
 @asynccontextmanager
