@@ -211,7 +211,8 @@ def test_a_stop_ends_in_time_while_the_database_is_away(server: Server, gate: Pa
         Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE) as busy,
         Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE, queues={"idle": 1}) as idle,
     ):
-        idle.working()
+        for worker in (busy, idle):
+            worker.working()
         witness.insert(one_step("short", waits.new(str(gate))), one_step("task", never_ends.new()))
         until(lambda: len(witness.rows("SELECT FROM effects")) == 2, busy)
         server.crash()
