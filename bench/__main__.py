@@ -207,7 +207,8 @@ class Bench:
         async with self.watcher() as conn:
             await conn.execute(
                 "TRUNCATE workflows, workflow_nodes, workflow_edges, workflow_completions, workflow_progress, "
-                "workflow_streams, oban_jobs RESTART IDENTITY"
+                "workflow_streams, workflow_step_stats, workflow_budgets, workflow_budget_runs, "
+                "workflow_reservations, oban_jobs RESTART IDENTITY"
             )
 
 

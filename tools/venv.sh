@@ -32,5 +32,5 @@ fi
 echo "baton: installing into $venv with $("$venv/bin/python" -V)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1" \
     || fail "pip could not be updated; is a package index reachable?"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,web,otel]" --group dev \
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,web,otel,llm]" --group dev \
     || fail "the packages could not be installed; the lines above say which"

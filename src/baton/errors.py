@@ -27,6 +27,9 @@ BatonError
 │   ├── StepTimeout          an attempt ran longer than its timeout   (TimeoutError)
 │   ├── StepCrashed          an attempt raised what is no Exception
 │   ├── StreamTooLarge       streamed over the limit                  (ValueError)
+│   ├── InvalidUsage         no usage of a model can be read from it  (ValueError)
+│   ├── BudgetExhausted      a call of a model would be over a budget
+│   ├── UnpricedModel        a strict budget, and no price is known   (LookupError)
 │   └── ResultError          reading or storing a result
 │       ├── NoWorkflow       the job is an ordinary Oban job          (LookupError)
 │       ├── NotADependency   results are read from dependencies only  (LookupError)
@@ -179,6 +182,26 @@ class StepCrashed(StepError):
 
 class StreamTooLarge(StepError, ValueError):
     """A chunk is over a megabyte, or the attempt's chunks are over the limit set with `Baton(stream_limit=)`."""
+
+
+class InvalidUsage(StepError, ValueError):
+    """What a model used cannot be read from this, or is no such count."""
+
+
+class BudgetExhausted(StepError):
+    """A call of a model would take a budget over one of its limits. Nothing was called.
+
+    Attributes:
+        budget: Key of the budget, None for the run's own.
+    """
+
+    def __init__(self, message: str, *, budget: str | None = None) -> None:
+        super().__init__(message)
+        self.budget = budget
+
+
+class UnpricedModel(StepError, LookupError):
+    """A budget in dollars is strict about calls whose price is not known, and this is one. Nothing was called."""
 
 
 class ResultError(StepError):

@@ -43,6 +43,10 @@ _TABLES = (
     "workflow_debug_logs",
     "workflow_progress",
     "workflow_streams",
+    "workflow_step_stats",
+    "workflow_budgets",
+    "workflow_budget_runs",
+    "workflow_reservations",
     "oban_jobs",
 )
 

@@ -19,4 +19,6 @@ DROP VIEW IF EXISTS /* schema */baton_workflows, /* schema */baton_steps, /* sch
 DROP TABLE IF EXISTS /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges,
   /* schema */workflow_completions, /* schema */workflow_checkpoints, /* schema */workflow_repairs,
   /* schema */workflow_subscribers, /* schema */workflow_consumers, /* schema */workflow_deliveries,
-  /* schema */workflow_debug_logs, /* schema */workflow_progress, /* schema */workflow_streams, /* schema */workflow_migrations;
+  /* schema */workflow_debug_logs, /* schema */workflow_progress, /* schema */workflow_streams,
+  /* schema */workflow_step_stats, /* schema */workflow_budgets, /* schema */workflow_budget_runs, /* schema */workflow_reservations,
+  /* schema */workflow_migrations;

@@ -4,7 +4,8 @@ SELECT
   to_regclass(format('%%I.workflow_migrations', %(prefix)s::text)) IS NOT NULL AS baton,
   ARRAY(SELECT name FROM unnest(ARRAY['workflows', 'workflow_nodes', 'workflow_edges', 'workflow_completions',
         'workflow_step_stats', 'workflow_debug_logs', 'workflow_checkpoints', 'workflow_repairs', 'workflow_subscribers',
-        'workflow_consumers', 'workflow_deliveries', 'workflow_progress', 'workflow_streams', 'baton_workflows',
+        'workflow_consumers', 'workflow_deliveries', 'workflow_progress', 'workflow_streams', 'workflow_budgets',
+        'workflow_budget_runs', 'workflow_reservations', 'baton_workflows',
         'baton_steps', 'baton_edges']) AS name
         WHERE to_regclass(format('%%I.%%I', %(prefix)s::text, name)) IS NOT NULL) AS tables,
   ARRAY(SELECT name FROM unnest(ARRAY['baton_jobs_updated', 'baton_jobs_deleted', 'baton_jobs_truncated']) AS name
