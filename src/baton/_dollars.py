@@ -63,4 +63,7 @@ def text(number: Decimal) -> str:
     """As people read it: `$12.30`, and below a dollar two digits that say something: `$0.0062`."""
     with localcontext(EXACT):
         places = 2 if number >= 1 or number == 0 else max(2, 1 - number.adjusted())
-        return f"${number.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_UP):,f}"
+        rounded = plain(number.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_UP))
+        _, _, exponent = rounded.as_tuple()
+        assert isinstance(exponent, int)
+        return f"${rounded:,.{max(2, -exponent)}f}"
