@@ -101,4 +101,6 @@ COMMENT ON COLUMN /* schema */workflows.paused_for IS 'the budget that paused it
 CREATE INDEX workflows_paused_for ON /* schema */workflows (paused_for) WHERE paused_for IS NOT NULL;
 
 ALTER TABLE /* schema */workflow_debug_logs ADD COLUMN call_id uuid, ADD COLUMN step_name text;
-COMMENT ON COLUMN /* schema */workflow_debug_logs.call_id IS 'of its row in workflow_step_stats, where it has one';
+COMMENT ON COLUMN /* schema */workflow_debug_logs.call_id
+IS 'given by whoever captured it, so that it is written once; that of its row in workflow_step_stats, where it has one';
+CREATE UNIQUE INDEX workflow_debug_logs_call ON /* schema */workflow_debug_logs (call_id);
