@@ -157,16 +157,18 @@ class Log:
 
     accounts: Accounts
     id: UUID
+    key: str | None = None
     model: str | None = None
     request: str | None = None
     response: str | None = None
+    error: str | None = None
     context: str | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
         """Characters of it."""
-        return sum(len(text or "") for text in (self.request, self.response, self.context))
+        return sum(len(text or "") for text in (self.request, self.response, self.error, self.context))
 
     def row(self) -> dict[str, object]:
         """As `baton_record` takes it; see there."""
@@ -177,9 +179,11 @@ class Log:
             "step_id": accounts.step_id,
             "step_name": accounts.name,
             "attempt": accounts.job.attempt,
+            "call_key": self.key,
             "model": _text(self.model),
             "request": _json(self.request),
             "response": _json(self.response),
+            "error": self.error,
             "context": _json(self.context),
             "age": max(0.0, time.monotonic() - self.began),
         }
@@ -247,6 +251,7 @@ class Accounts:
         self,
         call_id: UUID,
         *,
+        key: str | None,
         model: str | None,
         request: str | None,
         response: str | None = None,
@@ -255,7 +260,8 @@ class Accounts:
         """What is written of a captured call beside what it used; nothing where nothing is captured."""
         if not self.debug:
             return []
-        return [Log(self, call_id, model, request, response)]
+        told = None if error is None else _one_line(error)
+        return [Log(self, call_id, key, model, request, response, told)]
 
 
 class Ledger:

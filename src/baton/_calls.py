@@ -270,7 +270,7 @@ async def _make[T](
     except BaseException as error:
         _under_way.reset(token)
         entries = under_way.close()
-        logs = accounts.capture(uuid7(), model=asked_for, request=sent, error=error)
+        logs = accounts.capture(uuid7(), key=key, model=asked_for, request=sent, error=error)
         if entries:
             accounts.settle(entries, reservation)
             _pass_on(outer, entries)
@@ -292,7 +292,7 @@ async def _make[T](
     _pass_on(outer, entries)
     got = await accounts.snapshot(value)
     call_id = entries[0].id if entries else uuid7()
-    logs = accounts.capture(call_id, model=asked_for, request=sent, response=got)
+    logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, response=got)
     return _Made(value, entries, logs)
 
 

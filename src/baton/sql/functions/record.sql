@@ -34,12 +34,13 @@ BEGIN
 
   IF p_logs <> '[]' THEN
     INSERT INTO /* schema */workflow_debug_logs (
-      call_id, workflow_id, step_id, step_name, attempt, model, request, response, context, inserted_at)
-    SELECT given.call_id, given.workflow_id, given.step_id, given.step_name, given.attempt, given.model, given.request,
-           given.response, given.context, clock_timestamp() - make_interval(secs => coalesce(given.age, 0))
+      call_id, workflow_id, step_id, step_name, attempt, call_key, model, request, response, error, context, inserted_at)
+    SELECT given.call_id, given.workflow_id, given.step_id, given.step_name, given.attempt, given.call_key, given.model,
+           given.request, given.response, given.error, given.context,
+           clock_timestamp() - make_interval(secs => coalesce(given.age, 0))
     FROM jsonb_to_recordset(p_logs) AS given (
-      call_id uuid, workflow_id uuid, step_id bigint, step_name text, attempt integer, model text, request jsonb, response jsonb,
-      context jsonb, age double precision)
+      call_id uuid, workflow_id uuid, step_id bigint, step_name text, attempt integer, call_key text, model text, request jsonb,
+      response jsonb, error text, context jsonb, age double precision)
     ORDER BY given.call_id
     ON CONFLICT (call_id) DO NOTHING;
   END IF;
