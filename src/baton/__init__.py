@@ -27,7 +27,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -62,13 +64,22 @@ __all__ = [
     "Cancel",
     "Cause",
     "Chunk",
+    "DayCost",
     "Edge",
     "Explanation",
     "FailedAttempt",
+    "GenaiPrices",
     "Graph",
     "Group",
+    "LabelCost",
     "Layout",
+    "ModelCall",
+    "ModelCost",
+    "ModelPrice",
     "Neighbour",
+    "Price",
+    "PriceTable",
+    "Pricing",
     "Progress",
     "Query",
     "Reason",
@@ -81,8 +92,10 @@ __all__ = [
     "RunSummary",
     "RunsChange",
     "Snooze",
+    "Stats",
     "Step",
     "StepContext",
+    "StepCost",
     "StepDetail",
     "StepJob",
     "StepLogFilter",
@@ -92,7 +105,9 @@ __all__ = [
     "StepStatus",
     "StepStreamed",
     "StepUpdated",
+    "StepsCost",
     "StreamPage",
+    "Totals",
     "Usage",
     "Workflow",
     "WorkflowFinished",
@@ -104,9 +119,11 @@ __all__ = [
     "migration",
     "once",
     "otel",
+    "pricing",
     "progress",
     "record_usage",
     "results",
+    "stats",
     "step",
     "stream",
     "telemetry",
@@ -167,6 +184,22 @@ _LAZY = {
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",
+    "DayCost": "baton.stats",
+    "GenaiPrices": "baton.pricing",
+    "LabelCost": "baton.stats",
+    "ModelCall": "baton.stats",
+    "ModelCost": "baton.stats",
+    "ModelPrice": "baton.pricing",
+    "Price": "baton.pricing",
+    "PriceTable": "baton.pricing",
+    "Pricing": "baton.pricing",
+    "Stats": "baton.stats",
+    "StepCost": "baton.stats",
+    "StepsCost": "baton.stats",
+    "Totals": "baton.stats",
+    "Usage": "baton._usage",
+    "pricing": "baton.pricing",
+    "stats": "baton.stats",
 }
 
 
