@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
@@ -57,6 +58,7 @@ __all__ = [
     "Baton",
     "BatonError",
     "Box",
+    "Budget",
     "Cancel",
     "Cause",
     "Chunk",
@@ -71,6 +73,7 @@ __all__ = [
     "Query",
     "Reason",
     "Ref",
+    "Reserve",
     "Run",
     "RunChange",
     "RunExplanation",
