@@ -1,6 +1,7 @@
 """Budgets in the database: reserved before a call, settled after it, and what becomes of them with their runs."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -46,10 +47,11 @@ async def charge(
 
 
 async def charge_all(steps: Steps, used: Sequence[tuple[UUID, UUID | None, str | None, int | None]]) -> None:
-    await steps.run(
-        "SELECT baton_charge(%s::uuid[], %s::uuid[], %s::numeric[], %s::bigint[])",
-        *(list(column) for column in zip(*used, strict=True)),
-    )
+    calls = [
+        {"workflow_id": str(run), "reservation": id_ and str(id_), "cost_usd": usd, "output_tokens": tokens}
+        for run, id_, usd, tokens in used
+    ]
+    await steps.run("SELECT baton_charge(%s::jsonb)", json.dumps(calls))
 
 
 async def figures(steps: Steps, key: str | None = None) -> tuple[Any, ...]:

@@ -85,6 +85,15 @@ def budget_key(value: object) -> str:
     raise InvalidName(f"budget key {key!r} looks like a run's id; put a word before it: 'tenant:{key}'")
 
 
+def call_key(value: object) -> str:
+    """Check the key of a stored call: 1 to 200 printable characters, not all blank.
+
+    Raises:
+        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
+    """
+    return _printable(value, "call key")
+
+
 if sys.version_info >= (3, 14):
     uuid7 = uuid.uuid7
 else:

@@ -1,22 +1,28 @@
 -- charge: settle what was reserved with what was used, and add what nobody had asked leave for.
--- One element per call: its run; its reservation, null for none; its cost and tokens, null where they are not known: then what was
--- reserved is charged. The first call of a reservation settles it. Who calls this sees to it that each call comes once.
-CREATE OR REPLACE FUNCTION /* schema */baton_charge(p_workflows uuid[], p_reservations uuid[], p_costs numeric[], p_tokens bigint[])
-RETURNS void LANGUAGE plpgsql /* pinned */ AS $$
+-- p_calls: JSON array of {workflow_id, reservation, cost_usd, input_tokens, output_tokens}; the reservation is null where there is none,
+-- the others where they are not known: then what was reserved is charged. The first call of a reservation settles it. Whoever calls
+-- this sees to it that each call comes once.
+CREATE OR REPLACE FUNCTION /* schema */baton_charge(p_calls jsonb) RETURNS void LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   budgets bigint[];
 BEGIN
   budgets := ARRAY(
     SELECT budget.id FROM /* schema */workflow_budgets AS budget
-    WHERE budget.id IN (SELECT drawn.budget_id FROM /* schema */workflow_budget_runs AS drawn WHERE drawn.workflow_id = ANY(p_workflows))
+    WHERE budget.id IN (
+      SELECT drawn.budget_id FROM jsonb_to_recordset(p_calls) AS given (workflow_id uuid)
+      JOIN /* schema */workflow_budget_runs AS drawn ON drawn.workflow_id = given.workflow_id)
     ORDER BY budget.id FOR NO KEY UPDATE);
   IF budgets = '{}' THEN
     RETURN;
   END IF;
   WITH used AS (
-    SELECT given.workflow, given.cost, given.tokens,
+    SELECT given.workflow_id AS workflow, given.cost_usd AS cost,
+           CASE WHEN given.input_tokens IS NOT NULL OR given.output_tokens IS NOT NULL
+                THEN coalesce(given.input_tokens, 0) + coalesce(given.output_tokens, 0) END AS tokens,
            CASE WHEN row_number() OVER (PARTITION BY given.reservation ORDER BY given.place) = 1 THEN given.reservation END AS reservation
-    FROM unnest(p_workflows, p_reservations, p_costs, p_tokens) WITH ORDINALITY AS given (workflow, reservation, cost, tokens, place)
+    FROM ROWS FROM (jsonb_to_recordset(p_calls) AS (
+      workflow_id uuid, reservation uuid, cost_usd numeric, input_tokens bigint, output_tokens bigint)
+    ) WITH ORDINALITY AS given (workflow_id, reservation, cost_usd, input_tokens, output_tokens, place)
   ), settled AS (
     SELECT drawn.budget_id,
            coalesce(used.cost, reservation.usd, 0) - CASE WHEN reservation.lost_at IS NOT NULL THEN reservation.usd ELSE 0 END AS usd,
@@ -45,6 +51,7 @@ BEGIN
       reserved_calls = budget.reserved_calls - summed.reserved_calls
   FROM summed WHERE budget.id = summed.budget_id AND budget.id = ANY(budgets);
   DELETE FROM /* schema */workflow_reservations AS reservation
-  WHERE reservation.id = ANY(p_reservations) AND reservation.budget_id = ANY(budgets);
+  WHERE reservation.budget_id = ANY(budgets)
+    AND reservation.id IN (SELECT given.reservation FROM jsonb_to_recordset(p_calls) AS given (reservation uuid));
 END
 $$;
