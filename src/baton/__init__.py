@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
@@ -61,6 +62,7 @@ __all__ = [
     "Baton",
     "BatonError",
     "Box",
+    "Budget",
     "Cancel",
     "Cause",
     "Chunk",
@@ -84,6 +86,7 @@ __all__ = [
     "Query",
     "Reason",
     "Ref",
+    "Reserve",
     "Run",
     "RunChange",
     "RunExplanation",

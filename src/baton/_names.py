@@ -71,6 +71,20 @@ def workflow_key(value: object) -> str:
     return _printable(value, "workflow key")
 
 
+def budget_key(value: object) -> str:
+    """Check the key of a shared budget: 1 to 200 printable characters, not all blank, and not those of a run's id.
+
+    Raises:
+        InvalidName: `value` is anything else.
+    """
+    key = _printable(value, "budget key")
+    try:
+        uuid.UUID(key)
+    except ValueError:
+        return key
+    raise InvalidName(f"budget key {key!r} looks like a run's id; put a word before it: 'tenant:{key}'")
+
+
 def call_key(value: object) -> str:
     """Check the key of a stored call: 1 to 200 printable characters, not all blank.
 
