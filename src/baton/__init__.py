@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
     from baton import doctor, errors, events, migration, otel, telemetry, testing
     from baton import web as web
+    from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
+    from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
@@ -91,15 +93,19 @@ __all__ = [
     "StepStreamed",
     "StepUpdated",
     "StreamPage",
+    "Usage",
     "Workflow",
     "WorkflowFinished",
+    "call_llm",
     "current",
     "doctor",
     "errors",
     "events",
     "migration",
+    "once",
     "otel",
     "progress",
+    "record_usage",
     "results",
     "step",
     "stream",
@@ -143,13 +149,17 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
+    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
+    "call_llm": "baton._calls",
     "current": "baton._step",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "once": "baton._calls",
     "progress": "baton._progress",
+    "record_usage": "baton._calls",
     "otel": "baton.otel",
     "results": "baton._step",
     "stream": "baton._progress",

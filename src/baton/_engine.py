@@ -366,6 +366,31 @@ class Engine:
             )
         )
 
+    async def record(self, usage: str, logs: str) -> None:
+        """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
+        await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
+
+    async def store_call(
+        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
+    ) -> bool:
+        """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
+        return bool(
+            await self._value(
+                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb, %s::jsonb)",
+                Int8(job_id),
+                naive_utc(attempted_at),
+                key,
+                value,
+                usage,
+                logs,
+            )
+        )
+
+    async def read_stored(self, step_id: int, key: str) -> str | None:
+        """JSON text of what a step stored under a key, None where it stored nothing."""
+        rows = await self._rows("read_stored", step_id=Int8(step_id), key=key)
+        return rows[0][0] if rows else None
+
     async def report(self, told: Sequence[Told]) -> Heard:
         """Write what running steps tell, in one statement. See `baton_report`."""
         chunks = [
