@@ -27,7 +27,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
     from baton import web as web
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
@@ -98,6 +98,7 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "multi_model",
     "otel",
     "progress",
     "results",
@@ -149,6 +150,7 @@ _LAZY = {
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
     "otel": "baton.otel",
     "results": "baton._step",
