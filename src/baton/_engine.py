@@ -150,7 +150,7 @@ _INSERT = (
     "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], "
     "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], "
     "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text, "
-    "%s::timestamptz[], %s::double precision[], %s::text[], %s::boolean[])"
+    "%s::timestamptz[], %s::double precision[], %s::text[], %s::boolean[], %s::boolean[])"
 )
 
 

@@ -12,7 +12,7 @@ from baton._names import uuid7
 from baton.workflow import Workflow
 
 _STEP_COLUMNS = 15
-_LATER_COLUMNS = 2
+_LATER_COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | N
                     len(step.deps),
                 )
             )
-            later.append((step.runs_on, step.hooked))
+            later.append((step.runs_on, step.hooked, workflow.debug))
             for dep in step.deps:
                 dependency.append(place[dep])
                 dependent.append(place[name])

@@ -298,46 +298,55 @@ class Baton:
 
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
-            if self._local is not None:
-                await self._start_server(stack, self._local[0])
-            oban = self._given or await self._build_oban(stack)
-            if oban._query._pool.closed:
-                await oban._query._pool.open()
-                stack.push_async_callback(self._in_time, oban._query._pool.close)
-            if self._seam is None:
-                self._attach(oban)
-            assert self._seam is not None
-            assert self._access is not None
-            stack.push_async_callback(self._release)
-            async with self._access.connection() as conn:
-                await migration.verify(conn, self._prefix)
-                if await behind_a_pooler(conn):
-                    logger.warning(
-                        "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
-                        "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
-                        "session"
-                    )
-            stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
-            # After the queues, so that what their last steps came to is still told.
-            stack.push_async_callback(self._in_time, self._access.following.stop)
-            await self._start_deliveries(stack, oban)
-            stack.push_async_callback(self._stop_heartbeat)
-            if not bool(oban._signal_token):
-                stack.push_async_callback(self._stop_oban, oban)
-                await oban.start()
-            else:
-                if oban._stager._stopping.is_set():
-                    raise StartError(
-                        "this Oban was stopped, and Oban cannot be started again; make a new instance"
-                    )
-                stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
-            self._seam.started = True
-            await self._seam.heartbeat.start()
-            await self._access.waiters.start(oban)
-            self._access.following.start()
-            self._seam.maintenance.loop.start()
-            stack.push_async_callback(self._seam.maintenance.loop.stop)
+            try:
+                await self._start_parts(stack)
+            except BaseException:
+                # What has started has no longer to stop than in a stop, also while the database is away.
+                self._stop_by = self._due()
+                raise
             self._exit = stack.pop_all()
+
+    async def _start_parts(self, stack: AsyncExitStack) -> None:
+        self._stop_by = float("inf")
+        if self._local is not None:
+            await self._start_server(stack, self._local[0])
+        oban = self._given or await self._build_oban(stack)
+        if oban._query._pool.closed:
+            await oban._query._pool.open()
+            stack.push_async_callback(self._in_time, oban._query._pool.close)
+        if self._seam is None:
+            self._attach(oban)
+        assert self._seam is not None
+        assert self._access is not None
+        stack.push_async_callback(self._release)
+        async with self._access.connection() as conn:
+            await migration.verify(conn, self._prefix)
+            if await behind_a_pooler(conn):
+                logger.warning(
+                    "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
+                    "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
+                    "session"
+                )
+        stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
+        # After the queues, so that what their last steps came to is still told.
+        stack.push_async_callback(self._in_time, self._access.following.stop)
+        await self._start_deliveries(stack, oban)
+        stack.push_async_callback(self._stop_heartbeat)
+        if not bool(oban._signal_token):
+            stack.push_async_callback(self._stop_oban, oban)
+            await oban.start()
+        else:
+            if oban._stager._stopping.is_set():
+                raise StartError(
+                    "this Oban was stopped, and Oban cannot be started again; make a new instance"
+                )
+            stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+        self._seam.started = True
+        await self._seam.heartbeat.start()
+        await self._access.waiters.start(oban)
+        self._access.following.start()
+        self._seam.maintenance.loop.start()
+        stack.push_async_callback(self._seam.maintenance.loop.stop)
 
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing, and while it
@@ -352,9 +361,7 @@ class Baton:
 
     async def _stop(self, started: AsyncExitStack) -> None:
         assert self._seam is not None
-        assert self._oban is not None
-        grace = self._oban._shutdown_grace_period
-        self._stop_by = time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
+        self._stop_by = self._due()
         # Steps that are still running may insert and read until they have ended.
         self._seam.acks.stopping = True
         try:
@@ -362,6 +369,11 @@ class Baton:
         finally:
             self._exit = None
             self._stop_by = float("inf")
+
+    def _due(self) -> float:
+        """When a stop that begins now must have ended."""
+        grace = self._oban._shutdown_grace_period if self._oban is not None else self._grace
+        return time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
 
     def hurry(self) -> None:
         """Cut short a `stop` under way: running jobs are cancelled and given back now, whatever is left of their grace.

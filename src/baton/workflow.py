@@ -105,6 +105,8 @@ class Workflow:
             Looked at once a second, so a run that ends within that second has met it.
             What has not settled by then is cancelled, and the run ends as failed; steps with `always=True` still run. A retry
             of the finished run, and a re-run, get as long again.
+        debug: Capture the calls of models that its steps make: request, response, and the results that the step saw. See
+            `baton.debug`.
 
     Raises:
         InvalidName: `name` or `key` is outside the grammar.
@@ -120,6 +122,7 @@ class Workflow:
         ignore_discarded: bool = False,
         scheduled_at: datetime | None = None,
         deadline: datetime | timedelta | None = None,
+        debug: bool = False,
     ) -> None:
         self.name = workflow_name(name)
         self.key = None if key is None else workflow_key(key)
@@ -128,6 +131,7 @@ class Workflow:
         check_scheduled_at(scheduled_at)
         self.scheduled_at = scheduled_at
         self.deadline = _deadline(deadline)
+        self.debug = _flag("debug", debug)
         self._steps: dict[str, StepDefinition] = {}
         # What goes into the args of steps besides their own, by the name of the step: `multi_model` puts it here beforehand.
         self._entries: dict[str, dict[str, Any]] = {}
@@ -261,7 +265,8 @@ class Workflow:
     def definition_hash(self) -> str:
         """SHA-256 of the graph in hex: equal for the same work, in whatever order it was added.
 
-        The key is no part of it, and neither are times: the same work may be asked for again, for later.
+        The key is no part of it, and neither are times: the same work may be asked for again, for later. Nor is what is
+        captured of it.
         """
         steps = [
             [

@@ -11,7 +11,7 @@ CREATE OR REPLACE FUNCTION /* schema */baton_insert(
   p_signore_cancelled boolean[], p_signore_discarded boolean[], p_swaiting_on integer[],
   p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text,
   p_wdeadline_ats timestamptz[] DEFAULT '{}', p_wdeadline_ins double precision[] DEFAULT '{}',
-  p_sruns_on text[] DEFAULT '{}', p_shooked boolean[] DEFAULT '{}'
+  p_sruns_on text[] DEFAULT '{}', p_shooked boolean[] DEFAULT '{}', p_sdebug boolean[] DEFAULT '{}'
 ) RETURNS TABLE (id uuid, inserted boolean)
 LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
@@ -80,15 +80,17 @@ BEGIN
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM jobs;
 
   INSERT INTO /* schema */workflow_nodes
-    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on, runs_on, hooked)
+    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on, runs_on, hooked,
+     debug)
   OVERRIDING SYSTEM VALUE
   SELECT step.id, ids[step.workflow], step.position, step.name, step.function, step.job_id, step.deps::text[],
          step.ignore_cancelled, step.ignore_discarded,
          CASE WHEN step.waiting_on > 0 THEN 'held' ELSE 'released' END, step.waiting_on,
-         coalesce(step.runs_on, 'success'), coalesce(step.hooked, false)
+         coalesce(step.runs_on, 'success'), coalesce(step.hooked, false), coalesce(step.debug, false)
   FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sfunctions, p_sdeps, p_signore_cancelled, p_signore_discarded,
-              p_swaiting_on, p_sruns_on, p_shooked) WITH ORDINALITY
-       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, runs_on, hooked, position)
+              p_swaiting_on, p_sruns_on, p_shooked, p_sdebug) WITH ORDINALITY
+       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, runs_on, hooked, debug,
+             position)
   WHERE fresh[step.workflow];
 
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)

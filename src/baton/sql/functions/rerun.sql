@@ -43,17 +43,18 @@ BEGIN
 
   -- Copied as it settled, under a job id that no job has.
   INSERT INTO /* schema */workflow_nodes
-    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked,
+    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, debug,
      state, waiting_on, doomed, attempt, result, error, started_at, settled_at)
   SELECT p_id, step.position, step.name, step.function, -nextval(step_sequence), step.deps, step.ignore_cancelled, step.ignore_discarded,
-         step.runs_on, step.hooked, step.state, 0, step.doomed, step.attempt, step.result, step.error, step.started_at, step.settled_at
+         step.runs_on, step.hooked, step.debug, step.state, 0, step.doomed, step.attempt, step.result, step.error, step.started_at, step.settled_at
   FROM /* schema */workflow_nodes AS step
   WHERE step.workflow_id = p_workflow AND NOT EXISTS (SELECT FROM unnest(cone) AS again (id) WHERE again.id = step.id)
   ORDER BY step.position;
   INSERT INTO /* schema */workflow_nodes
-    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, state, waiting_on)
+    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, debug, state,
+     waiting_on)
   SELECT p_id, step.position, step.name, step.function, nextval(job_sequence), step.deps, step.ignore_cancelled, step.ignore_discarded,
-         step.runs_on, step.hooked, 'held', 1
+         step.runs_on, step.hooked, step.debug, 'held', 1
   FROM unnest(cone) AS again (id) JOIN /* schema */workflow_nodes AS step ON step.id = again.id
   ORDER BY step.position;
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)

@@ -100,5 +100,15 @@ ALTER TABLE /* schema */workflows ADD COLUMN paused_for bigint;
 COMMENT ON COLUMN /* schema */workflows.paused_for IS 'the budget that paused it; adding to that lets it go on';
 CREATE INDEX workflows_paused_for ON /* schema */workflows (paused_for) WHERE paused_for IS NOT NULL;
 
-ALTER TABLE /* schema */workflow_debug_logs ADD COLUMN call_id uuid, ADD COLUMN step_name text;
+ALTER TABLE /* schema */workflow_debug_logs
+  ADD COLUMN call_id uuid,
+  ADD COLUMN step_name text,
+  ADD COLUMN call_key text,
+  ADD COLUMN error text;
 COMMENT ON COLUMN /* schema */workflow_debug_logs.call_id IS 'of its row in workflow_step_stats, where it has one';
+COMMENT ON COLUMN /* schema */workflow_debug_logs.call_key IS 'key of the stored call, of those made with `once`';
+COMMENT ON COLUMN /* schema */workflow_debug_logs.error IS 'what the call raised instead of answering';
+-- Read by run or by step, in the order they were written. Nothing has written into the table before.
+DROP INDEX /* schema */workflow_debug_logs_workflow;
+CREATE INDEX workflow_debug_logs_workflow ON /* schema */workflow_debug_logs (workflow_id, id);
+CREATE INDEX workflow_debug_logs_step ON /* schema */workflow_debug_logs (step_id, id);
