@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from baton.workflow import Workflow
 
-# In the args of a job: the model that its step is to ask; of a synthesis, each model with its step, in a list, because jsonb has
+# In the args of a job: the model that its step is to ask; of a synthesis, each model with its step, in a list because jsonb has
 # an order of its own for keys.
 MODEL = "workflow_model"
 _ARMS = "workflow_arms"
