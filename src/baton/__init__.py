@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -121,6 +122,7 @@ __all__ = [
     "events",
     "migration",
     "once",
+    "multi_model",
     "otel",
     "pricing",
     "progress",
@@ -178,6 +180,7 @@ _LAZY = {
     "events": "baton.events",
     "migration": "baton.migration",
     "once": "baton._calls",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
     "record_usage": "baton._calls",
     "otel": "baton.otel",
