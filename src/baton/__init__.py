@@ -28,8 +28,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
-    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -121,8 +120,8 @@ __all__ = [
     "errors",
     "events",
     "migration",
-    "once",
     "multi_model",
+    "once",
     "otel",
     "pricing",
     "progress",
@@ -203,7 +202,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton.stats",
-    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }
