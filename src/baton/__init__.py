@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
@@ -27,8 +28,9 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
+    from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
     from baton._progress import progress, stream
@@ -60,6 +62,7 @@ __all__ = [
     "Baton",
     "BatonError",
     "Box",
+    "Budget",
     "Cancel",
     "Cause",
     "Chunk",
@@ -83,6 +86,7 @@ __all__ = [
     "Query",
     "Reason",
     "Ref",
+    "Reserve",
     "Run",
     "RunChange",
     "RunExplanation",
@@ -110,14 +114,18 @@ __all__ = [
     "Usage",
     "Workflow",
     "WorkflowFinished",
+    "call_llm",
     "current",
     "doctor",
     "errors",
     "events",
     "migration",
+    "multi_model",
+    "once",
     "otel",
     "pricing",
     "progress",
+    "record_usage",
     "results",
     "stats",
     "step",
@@ -162,13 +170,18 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
+    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
+    "call_llm": "baton._calls",
     "current": "baton._step",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "once": "baton._calls",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
+    "record_usage": "baton._calls",
     "otel": "baton.otel",
     "results": "baton._step",
     "stream": "baton._progress",
@@ -189,7 +202,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton.stats",
-    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
+from baton._accounts import Ledger, Pricing
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -112,6 +113,8 @@ class Baton:
             again later, here or in another process with the same `consumer`.
         consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
             start with a name and `remove_consumer` are kept for it.
+        pricing: What calls of models cost; see `baton.pricing`. Without one, prices are those of genai-prices, where it is
+            installed.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -137,6 +140,7 @@ class Baton:
         stats_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
+        pricing: Pricing | None = None,
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(
@@ -176,6 +180,7 @@ class Baton:
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
+        self._pricing = pricing
         self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
@@ -458,6 +463,7 @@ class Baton:
         self._oban = oban
         self._engine = engine
         self._reports = Reports(engine.report, limit=self._stream_limit)
+        self._ledger = Ledger(engine, pricing=self._pricing, told=_signals.called)
         maintenance = Maintenance(
             engine,
             self._upkeep,
@@ -481,6 +487,7 @@ class Baton:
             threads=threads,
             result_limit=self._result_limit,
             reports=self._reports,
+            ledger=self._ledger,
         )
         self._seam.attach()
         waiters = Waiters(self._connection, self._prefix, self._poll_interval)
@@ -532,6 +539,7 @@ class Baton:
         assert self._engine is not None
         self._seam.detach()
         await self._in_time(self._reports.stop)
+        await self._in_time(self._ledger.stop)
         await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None
