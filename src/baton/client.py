@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
-from baton._accounts import Ledger, Pricing
+from baton._accounts import Ledger
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -44,7 +44,7 @@ from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
 from baton.events import Event
-from baton.pricing import GenaiPrices
+from baton.pricing import GenaiPrices, Pricing
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
