@@ -298,6 +298,15 @@ async def test_a_report_is_of_a_time_and_of_what_a_tenant_may_see(client: Baton,
     assert [row.day.day for row in await stats.cost_by_day(name_prefix="b", limit=1)] == [21]
 
 
+async def test_models_are_told_apart_in_one_run(client: Baton, baton_dsn: str) -> None:
+    run_id, other = str(uuid7()), str(uuid7())
+    for run, model, cost in ((run_id, "a", "1"), (run_id, "b", "2"), (run_id, "a", "4"), (other, "a", "8")):
+        await spend(baton_dsn, run, "draft", cost, model=model)
+    found = await client.stats.cost_by_model(run_id=run_id)
+    assert [(row.model, row.totals.cost_text) for row in found] == [("a", "$5.00"), ("b", "$2.00")]
+    assert await client.stats.cost_by_model(run_id=run_id, name_prefix="x") == ()
+
+
 async def test_days_are_those_of_utc_whatever_the_session_says(
     client: Baton, baton_dsn: str, db: psycopg.AsyncConnection
 ) -> None:
@@ -505,6 +514,7 @@ async def test_what_is_read_often_is_read_by_an_index(
     asked = {
         "from": NOON,
         "to": NOON + timedelta(hours=1),
+        "run_id": None,
         "name_prefix": None,
         "limit": 10,
         "id": run_id,
