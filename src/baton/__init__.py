@@ -19,7 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from baton._declare import Ref, Step, StepJob, step
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._llm import LLMWorker
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
@@ -67,6 +68,7 @@ __all__ = [
     "FailedAttempt",
     "Graph",
     "Group",
+    "LLMWorker",
     "Layout",
     "Neighbour",
     "Progress",
@@ -101,6 +103,7 @@ __all__ = [
     "doctor",
     "errors",
     "events",
+    "llm_step",
     "migration",
     "once",
     "otel",
@@ -125,6 +128,7 @@ _LAZY = {
     "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
+    "LLMWorker": "baton._llm",
     "Layout": "baton._layout",
     "Neighbour": "baton.query",
     "Progress": "baton.snapshot",
