@@ -1,4 +1,4 @@
-"""What the outcome of an LLM step means: the usage that its result carries is recorded, and a provider that is full is waited for."""
+"""What the outcome of an LLM step means: usage that its result carries is recorded, and a provider that is full is waited for."""
 
 import logging
 import math

@@ -494,9 +494,10 @@ def llm_step(
 ) -> Any:
     """Declare a step that calls models: as `@step`, with the queue `llm` and a backoff that differs from step to step.
 
-    If it returns a dict with the key `llm_usage`, that is recorded and taken out of the result; `baton.record_usage`, `call_llm`
-    and `once` work in every step. An error that says that the provider has no room, such as a 429, makes it snooze for as long as
-    the provider asks, which uses no attempt. In a run with a budget, an attempt asks first whether that is exhausted.
+    If it returns a dict with the key `llm_usage`, that is recorded and taken out of the result; `baton.record_usage`,
+    `call_llm` and `once` work in every step. An error that says that the provider has no room, such as a 429, makes it snooze
+    for as long as the provider asks, which uses no attempt. In a run with a budget, an attempt asks first whether that is
+    exhausted.
 
     Args:
         queue: As for `step`, and so are all the others.
@@ -504,8 +505,8 @@ def llm_step(
         priority: 0 (first) to 9 (last) among the available jobs of the queue.
         timeout: Seconds an attempt may run; None is no limit.
         tags: Labels of the job.
-        backoff: Seconds to wait after the attempt of that number failed; None is 2, 4, 8... up to 300, of which the last half is
-            left to chance, so that steps that failed together do not come back together.
+        backoff: Seconds to wait after the attempt of that number failed; None is 2, 4, 8... up to 300, of which the last half
+            is left to chance, so that steps that failed together do not come back together.
         on_dep_cancelled: Called when a cancelled dependency has cancelled the step.
         on_dep_discarded: Called when a discarded dependency has cancelled the step.
         name: What the step is registered under, and stored as; `module.qualname` unless given.

@@ -26,12 +26,12 @@ class LLMWorker:
         workflow.add("summary", Summarize.new({"topic": "tides"}))
 
     Its queue is `llm`, and failed attempts are tried again after a time that differs from job to job. The key `llm_usage` of a
-    result is recorded and taken out of it; `baton.record_usage`, `call_llm` and `once` work as in a step. A provider that has no
-    room is tried again when it says, which uses no attempt.
+    result is recorded and taken out of it; `baton.record_usage`, `call_llm` and `once` work as in a step. A provider that has
+    no room is tried again when it says, which uses no attempt.
 
     Keywords of the class are Oban's options of a worker (`queue`, `max_attempts`, `priority`, `tags`...), which a subclass of a
-    subclass inherits, and `timeout`: seconds that an attempt may run, None for no limit. `backoff(job)` and `timeout(job)` may be
-    defined, as in any worker of Oban's.
+    subclass inherits, and `timeout`: seconds that an attempt may run, None for no limit. `backoff(job)` and `timeout(job)` may
+    be defined, as in any worker of Oban's.
 
     Raises:
         InvalidOption: `timeout` is no number of seconds above 0.
