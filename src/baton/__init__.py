@@ -19,9 +19,8 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._budget import Budget, Reserve
-from baton._declare import Ref, Step, StepJob, step
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
@@ -29,8 +28,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
-    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -125,8 +123,8 @@ __all__ = [
     "events",
     "llm_step",
     "migration",
-    "once",
     "multi_model",
+    "once",
     "otel",
     "pricing",
     "progress",
@@ -176,7 +174,6 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
-    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",
