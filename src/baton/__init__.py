@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from oban import worker
 
     from baton import debug, doctor, errors, events, migration, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
+    from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
+    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
         Chunk,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -59,22 +64,33 @@ __all__ = [
     "Baton",
     "BatonError",
     "Box",
+    "Budget",
     "Cancel",
     "Cause",
     "Chunk",
     "DebugLog",
     "DebugLogPage",
+    "DayCost",
     "Edge",
     "Explanation",
     "FailedAttempt",
+    "GenaiPrices",
     "Graph",
     "Group",
+    "LabelCost",
     "Layout",
+    "ModelCall",
+    "ModelCost",
+    "ModelPrice",
     "Neighbour",
+    "Price",
+    "PriceTable",
+    "Pricing",
     "Progress",
     "Query",
     "Reason",
     "Ref",
+    "Reserve",
     "Run",
     "RunChange",
     "RunExplanation",
@@ -83,8 +99,10 @@ __all__ = [
     "RunSummary",
     "RunsChange",
     "Snooze",
+    "Stats",
     "Step",
     "StepContext",
+    "StepCost",
     "StepDetail",
     "StepJob",
     "StepLogFilter",
@@ -94,7 +112,9 @@ __all__ = [
     "StepStatus",
     "StepStreamed",
     "StepUpdated",
+    "StepsCost",
     "StreamPage",
+    "Totals",
     "Usage",
     "Workflow",
     "WorkflowFinished",
@@ -105,11 +125,14 @@ __all__ = [
     "errors",
     "events",
     "migration",
+    "multi_model",
     "once",
     "otel",
+    "pricing",
     "progress",
     "record_usage",
     "results",
+    "stats",
     "step",
     "stream",
     "telemetry",
@@ -164,6 +187,7 @@ _LAZY = {
     "events": "baton.events",
     "migration": "baton.migration",
     "once": "baton._calls",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
     "record_usage": "baton._calls",
     "otel": "baton.otel",
@@ -173,6 +197,21 @@ _LAZY = {
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",
+    "DayCost": "baton.stats",
+    "GenaiPrices": "baton.pricing",
+    "LabelCost": "baton.stats",
+    "ModelCall": "baton.stats",
+    "ModelCost": "baton.stats",
+    "ModelPrice": "baton.pricing",
+    "Price": "baton.pricing",
+    "PriceTable": "baton.pricing",
+    "Pricing": "baton.pricing",
+    "Stats": "baton.stats",
+    "StepCost": "baton.stats",
+    "StepsCost": "baton.stats",
+    "Totals": "baton.stats",
+    "pricing": "baton.pricing",
+    "stats": "baton.stats",
 }
 
 
