@@ -16,10 +16,10 @@ from oban._executor import AckAction
 from oban.job import Job
 
 from baton import _step, telemetry
-from baton._accounts import Price
 from baton._codec import clean_text
 from baton._error_line import error_line
 from baton._usage import Usage
+from baton.pricing import Price
 from baton.workflow import Workflow
 
 logger = logging.getLogger("baton.telemetry")
