@@ -28,6 +28,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
+    from baton import debug, doctor, errors, events, migration, otel, telemetry, testing
     from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
@@ -67,6 +69,8 @@ __all__ = [
     "Cancel",
     "Cause",
     "Chunk",
+    "DebugLog",
+    "DebugLogPage",
     "DayCost",
     "Edge",
     "Explanation",
@@ -118,6 +122,7 @@ __all__ = [
     "WorkflowFinished",
     "call_llm",
     "current",
+    "debug",
     "doctor",
     "errors",
     "events",
@@ -144,6 +149,8 @@ _LAZY = {
     "Box": "baton._layout",
     "Cause": "baton.why",
     "Chunk": "baton.snapshot",
+    "DebugLog": "baton.query",
+    "DebugLogPage": "baton.query",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
@@ -177,6 +184,7 @@ _LAZY = {
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",
+    "debug": "baton.debug",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
