@@ -1,9 +1,9 @@
 """What models are asked about the documents, and what is made of their answers. Pure: nothing here asks anyone.
 
-An answer is not taken at its word. A sentence is kept where it stands in the source that it is said to be from, a key term where
-the documents have it; an answer that is mostly made up, or no JSON of the wanted shape, is Malformed, and the question is asked
-again. The documents are text by strangers: they are handed over as JSON, as data, and what they talk a model into saying can be
-no more than quotes of their own, words of their own, and a few short remarks, which the page shows as text.
+An answer is not taken at its word. A sentence is kept where it stands in the source that it is said to be from, a key term
+where the documents have it; an answer that is mostly made up, or no JSON of the wanted shape, is Malformed, and the question is
+asked again. The documents are text by strangers: they are handed over as JSON, as data, and what they talk a model into saying
+can be no more than quotes of their own, words of their own, and a few short remarks, which the page shows as text.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import analyses
-from .analyses import Assessment, Keyword, Sentence, Summary
+from .analyses import Assessment, Keyword, Sentence, Summary, Writers
 from .sources import Document
 
 # Of all documents together, about six thousand tokens; each gets an equal share, but not less than says what it is about.
@@ -63,8 +63,8 @@ def ask_summary(model: str, documents: Sequence[Document], topic: str) -> Reques
     return _request(
         model,
         '{"sentences": [{"source": 1, "text": "..."}]}',
-        f"Choose at most {_most_sentences(documents)} sentences that together say most of what the documents say{about}. Copy each "
-        "whole and word for word from its document, and give the number of that document as its source.",
+        f"Choose at most {_most_sentences(documents)} sentences that together say most of what the documents say{about}. "
+        "Copy each whole and word for word from its document, and give the number of that document as its source.",
         documents,
     )
 
@@ -73,8 +73,8 @@ def ask_keywords(model: str, documents: Sequence[Document]) -> Request:
     return _request(
         model,
         '{"keywords": ["..."]}',
-        f"Name at most {MOST_KEYWORDS} key terms that the documents are about, the most telling one first. Each is one to four words "
-        "as they stand in the documents.",
+        f"Name at most {MOST_KEYWORDS} key terms that the documents are about, the most telling one first. Each is one to "
+        "four words as they stand in the documents.",
         documents,
     )
 
@@ -83,14 +83,19 @@ def ask_credibility(model: str, documents: Sequence[Document]) -> Request:
     return _request(
         model,
         '{"assessments": [{"source": 1, "score": 0.5, "reasons": ["..."]}]}',
-        "Judge for each document how far its text can be relied on, from 0.0 to 1.0, and give one to three short reasons that can be "
-        "checked in the text. The source is the number of the document.",
+        "Judge for each document how far its text can be relied on, from 0.0 to 1.0, and give one to three short reasons that "
+        "can be checked in the text. The source is the number of the document.",
         documents,
     )
 
 
+def _share(documents: Sequence[Document]) -> int:
+    """How much of each document a model gets."""
+    return max(LEAST_CHARACTERS, MOST_CHARACTERS // max(1, len(documents)))
+
+
 def _request(model: str, form: str, question: str, documents: Sequence[Document]) -> Request:
-    share = max(LEAST_CHARACTERS, MOST_CHARACTERS // max(1, len(documents)))
+    share = _share(documents)
     shown = [
         {"number": number, "title": document.title[:200], "text": _cut(document.text, share)}
         for number, document in enumerate(documents, start=1)
@@ -276,6 +281,24 @@ def merge_credibility(
         reasons = [f"{model} ({one.score:.2f}): {reason}" for model, one in told for reason in one.reasons[:2]]
         merged.append(Assessment(index + 1, score, reasons))
     return _joined(answers, failed, merged)
+
+
+def writers(
+    summary: Answer[Summary],
+    keywords: Answer[list[Keyword]],
+    credibility: Answer[list[Assessment]],
+    documents: Sequence[Document],
+) -> Writers:
+    """Who wrote a brief, for its last lines."""
+    notes = [
+        f"{part}: {note}"
+        for part, answer in (("summary", summary), ("key terms", keywords), ("credibility", credibility))
+        for note in answer.notes
+    ]
+    share = _share(documents)
+    if any(len(document.text) > share for document in documents):
+        notes.append(f"The models were given the first {share:,} characters of each source.")
+    return Writers(summary.models, keywords.models, credibility.models, notes)
 
 
 def _answers[T](given: Mapping[str, Answer[T] | None]) -> list[Answer[T]]:

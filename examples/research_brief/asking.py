@@ -1,7 +1,7 @@
 """Asks a model at an OpenAI-compatible endpoint, whose tokens are streamed as they come.
 
-`BATON_LLM_URL` is the endpoint, `BATON_LLM_MODEL` the model, or several with commas between them; the key is in `BATON_LLM_KEY`,
-else in `OPENAI_API_KEY`. Without the first two no model is asked.
+`BATON_LLM_URL` is the endpoint, `BATON_LLM_MODEL` the model, or several with commas between them; the key is in
+`BATON_LLM_KEY`, else in `OPENAI_API_KEY`. Without the first two no model is asked.
 """
 
 import os
@@ -87,14 +87,19 @@ async def _answer(here: Endpoint, request: Request) -> str:
                 used = chunk if chunk.usage is not None else used
                 for choice in chunk.choices[:1]:
                     ended = choice.finish_reason or ended
-                    if choice.delta.content:
-                        text += choice.delta.content
-                        stream.write(choice.delta.content)
+                    if token := _storable(choice.delta.content or ""):
+                        text += token
+                        stream.write(token)
                 if len(text) > MOST_ANSWER:
                     raise Malformed(f"the answer is over {MOST_ANSWER:,} characters")
         finally:
             # From here on it is paid for, whatever becomes of it. How much is not known of a stream that was cut.
-            record_usage(used if used is not None else Usage(model=request["model"]), model=request["model"])
+            record_usage(used if used is not None else Usage(model=request["model"]))
     if ended == "length":
         raise Malformed(f"the answer is cut after {request['max_completion_tokens']:,} tokens")
     return text
+
+
+def _storable(token: str) -> str:
+    """Text without what PostgreSQL cannot hold: NUL, and halves of a character that was cut between two chunks."""
+    return token.replace("\0", "").encode(errors="replace").decode()

@@ -22,6 +22,7 @@ from oban.job import Job, Record
 from oban.job import Snooze as ObanSnooze
 
 from baton import _codec
+from baton._accounts import Accounts
 from baton._declare import Step, registered
 from baton._outcomes import Cancel, Snooze
 from baton._reports import Report
@@ -83,6 +84,12 @@ class Attempt:
     """When the last of its dependencies settled."""
     spans: tuple[str, ...] = ()
     """What the attempts that it follows left for a tracer."""
+    debug: bool = False
+    """Whether its calls of models are captured."""
+    budgeted: bool = False
+    """Whether its run has a budget."""
+    accounts: Accounts | None = None
+    """What it uses of models, once it runs."""
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""
@@ -274,6 +281,17 @@ def current() -> StepContext:
             "baton.current() is for code that a step runs; no step of a workflow is running here"
         )
     return context
+
+
+def attempt_here() -> Attempt:
+    """The attempt that runs here, as `current`.
+
+    Raises:
+        NoWorkflow: No step of a workflow is running here.
+    """
+    attempt = attempt_of(current().job)
+    assert attempt is not None
+    return attempt
 
 
 class StepLogFilter(logging.Filter):

@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
+from baton._accounts import Ledger, Pricing
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -46,6 +47,7 @@ from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
+from baton.stats import Stats
 from baton.telemetry import WORKFLOW_FAILED
 from baton.workflow import Workflow
 
@@ -108,6 +110,8 @@ class Baton:
             again later, here or in another process with the same `consumer`.
         consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
             start with a name and `remove_consumer` are kept for it.
+        pricing: What calls of models cost; see `baton.pricing`. Without one, prices are those of genai-prices, where it is
+            installed.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -132,6 +136,7 @@ class Baton:
         debug_log_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
+        pricing: Pricing | None = None,
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(
@@ -170,6 +175,7 @@ class Baton:
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
+        self._pricing = pricing
         self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
@@ -266,6 +272,16 @@ class Baton:
         """
         self._started()
         return Query(self._connection, self._prefix)
+
+    @property
+    def stats(self) -> Stats:
+        """What calls of models used and cost: `await baton.stats.workflow_totals(run.id)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        self._started()
+        return Stats(self._connection, self._prefix)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -441,6 +457,7 @@ class Baton:
         self._oban = oban
         self._engine = engine
         self._reports = Reports(engine.report, limit=self._stream_limit)
+        self._ledger = Ledger(engine, pricing=self._pricing, told=_signals.called)
         maintenance = Maintenance(
             engine,
             self._upkeep,
@@ -464,6 +481,7 @@ class Baton:
             threads=threads,
             result_limit=self._result_limit,
             reports=self._reports,
+            ledger=self._ledger,
         )
         self._seam.attach()
         waiters = Waiters(self._connection, self._prefix, self._poll_interval)
@@ -515,6 +533,7 @@ class Baton:
         assert self._engine is not None
         self._seam.detach()
         await self._in_time(self._reports.stop)
+        await self._in_time(self._ledger.stop)
         await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None

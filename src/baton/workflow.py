@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import orjson
 
 from baton import render
+from baton._budget import Budget
 from baton._codec import Path, Refused, dump, encode, render_path
 from baton._declare import (
     DOOM_HOOKS,
@@ -107,10 +108,12 @@ class Workflow:
             of the finished run, and a re-run, get as long again.
         debug: Capture the calls of models that its steps make: request, response, and the results that the step saw. See
             `baton.debug`.
+        budget: What its calls of models may use: one `Budget`, or several that hold at once, of which at most one is the run's
+            own and the others are shared by their keys. A re-run has a new one as large, and draws on the same shared ones.
 
     Raises:
         InvalidName: `name` or `key` is outside the grammar.
-        InvalidOption: `scheduled_at` or `deadline` has no time zone, or a flag is no bool.
+        InvalidOption: `scheduled_at` or `deadline` has no time zone, a flag is no bool, or two budgets would be the same.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Workflow:
         scheduled_at: datetime | None = None,
         deadline: datetime | timedelta | None = None,
         debug: bool = False,
+        budget: Budget | Iterable[Budget] | None = None,
     ) -> None:
         self.name = workflow_name(name)
         self.key = None if key is None else workflow_key(key)
@@ -132,6 +136,7 @@ class Workflow:
         self.scheduled_at = scheduled_at
         self.deadline = _deadline(deadline)
         self.debug = _flag("debug", debug)
+        self.budgets = _budgets(self.name, budget)
         self._steps: dict[str, StepDefinition] = {}
         # What goes into the args of steps besides their own, by the name of the step: `multi_model` puts it here beforehand.
         self._entries: dict[str, dict[str, Any]] = {}
@@ -471,6 +476,25 @@ def _deadline(value: object) -> datetime | timedelta | None:
     raise InvalidOption(
         f"deadline={value!r} cannot work; use a datetime with a time zone, or a timedelta above 0, of a thousand years at most"
     )
+
+
+def _budgets(workflow: str, given: object) -> tuple[Budget, ...]:
+    if given is None or isinstance(given, Budget):
+        return () if given is None else (given,)
+    budgets = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for budget in budgets:
+        if not isinstance(budget, Budget):
+            raise InvalidOption(
+                f"workflow {workflow!r}: budget holds {type(budget).__name__}; use Budget(usd=2.50), or a list of budgets"
+            )
+    keys = [budget.key for budget in budgets]
+    for key in keys:
+        if keys.count(key) > 1:
+            which = "budgets of its own" if key is None else f"budgets with the key {key!r}"
+            raise InvalidOption(
+                f"workflow {workflow!r} has {keys.count(key)} {which}; put the limits into one Budget"
+            )
+    return budgets
 
 
 def _flag(option: str, value: object, default: bool = False) -> bool:
