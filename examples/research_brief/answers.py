@@ -257,7 +257,9 @@ def merge_summaries(
 
 
 def merge_keywords(
-    given: Mapping[str, Answer[list[Keyword]] | None], failed: Mapping[str, str], documents: Sequence[Document]
+    given: Mapping[str, Answer[list[Keyword]] | None],
+    failed: Mapping[str, str],
+    documents: Sequence[Document],
 ) -> Answer[list[Keyword]] | None:
     """The key terms by what the models make of them together; None if none answered."""
     answers = _answers(given)
@@ -270,7 +272,9 @@ def merge_keywords(
 
 
 def merge_credibility(
-    given: Mapping[str, Answer[list[Assessment]] | None], failed: Mapping[str, str], documents: Sequence[Document]
+    given: Mapping[str, Answer[list[Assessment]] | None],
+    failed: Mapping[str, str],
+    documents: Sequence[Document],
 ) -> Answer[list[Assessment]] | None:
     """The mean of the models' scores, and who says why; None if none answered."""
     answers = _answers(given)
@@ -278,7 +282,9 @@ def merge_credibility(
     for index in range(len(documents) if answers else 0):
         told = [(answer.models[0], answer.value[index]) for answer in answers]
         score = round(sum(one.score for _, one in told) / len(told), 2)
-        reasons = [f"{model} ({one.score:.2f}): {reason}" for model, one in told for reason in one.reasons[:2]]
+        reasons = [
+            f"{model} ({one.score:.2f}): {reason}" for model, one in told for reason in one.reasons[:2]
+        ]
         merged.append(Assessment(index + 1, score, reasons))
     return _joined(answers, failed, merged)
 

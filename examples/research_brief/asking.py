@@ -49,7 +49,9 @@ def endpoint(environment: Mapping[str, str] = os.environ) -> Endpoint | None:
     if not url and not models:
         return None
     if not url or not models:
-        unset, other = ("BATON_LLM_URL", "BATON_LLM_MODEL") if not url else ("BATON_LLM_MODEL", "BATON_LLM_URL")
+        unset, other = (
+            ("BATON_LLM_URL", "BATON_LLM_MODEL") if not url else ("BATON_LLM_MODEL", "BATON_LLM_URL")
+        )
         raise EndpointError(f"{other} is set and {unset} is not; set both to ask a model, or neither")
     if not url.startswith(("http://", "https://")):
         raise EndpointError("BATON_LLM_URL must begin with http:// or https://")
@@ -68,7 +70,9 @@ async def ask[T](request: Request, read: Callable[[str], T], returns: object) ->
     """
     here = endpoint()
     if here is None:
-        raise EndpointError(f"no endpoint is configured here to ask {request['model']}; set BATON_LLM_URL and BATON_LLM_MODEL")
+        raise EndpointError(
+            f"no endpoint is configured here to ask {request['model']}; set BATON_LLM_URL and BATON_LLM_MODEL"
+        )
 
     async def call() -> T:
         return read(await _answer(here, request))

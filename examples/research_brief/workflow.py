@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from baton import Cancel, Ref, Step, StepJob, Workflow, llm_step, multi_model, progress, step
+from baton import Cancel, Ref, Step, StepJob, Workflow, multi_model, progress, step
 
 from . import analyses, answers, asking, sources
 from .analyses import Assessment, Keyword, Summary
@@ -71,21 +71,21 @@ def compile_brief(
 # --- asked of models ---
 
 
-@llm_step(max_attempts=3, timeout=600)
+@step(queue="llm", max_attempts=3, timeout=600)
 async def ask_summary(documents: list[Document], topic: str) -> Answer[Summary]:
     model = multi_model.model_for("")
     read = partial(answers.read_summary, model=model, documents=documents)
     return await asking.ask(answers.ask_summary(model, documents, topic), read, Answer[Summary])
 
 
-@llm_step(max_attempts=3, timeout=600)
+@step(queue="llm", max_attempts=3, timeout=600)
 async def ask_keywords(documents: list[Document]) -> Answer[list[Keyword]]:
     model = multi_model.model_for("")
     read = partial(answers.read_keywords, model=model, documents=documents)
     return await asking.ask(answers.ask_keywords(model, documents), read, Answer[list[Keyword]])
 
 
-@llm_step(max_attempts=3, timeout=600)
+@step(queue="llm", max_attempts=3, timeout=600)
 async def ask_credibility(documents: list[Document]) -> Answer[list[Assessment]]:
     model = multi_model.model_for("")
     read = partial(answers.read_credibility, model=model, documents=documents)
@@ -145,7 +145,7 @@ def research(topic: str, origins: Sequence[str] = (), *, models: Sequence[str] =
         topic: What the reader wants to know; "" leaves it to the documents.
         origins: Paths of files or folders, http and https URLs. Relative paths start here, not where the
             worker runs. Empty means the texts that ship with the example.
-        models: Who is asked, at the endpoint that the workers' environment names. None: the documents are looked at with what is
+        models: Who is asked, at the endpoint of the workers' environment. With none, the documents are looked at with what is
             in `analyses`, and no model is asked.
     """
     here = [
