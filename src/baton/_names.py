@@ -71,15 +71,6 @@ def workflow_key(value: object) -> str:
     return _printable(value, "workflow key")
 
 
-def model_name(value: object) -> str:
-    """Check the name of a model: 1 to 200 printable characters, not all blank.
-
-    Raises:
-        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
-    """
-    return _printable(value, "model")
-
-
 def budget_key(value: object) -> str:
     """Check the key of a shared budget: 1 to 200 printable characters, not all blank, and not those of a run's id.
 
@@ -101,6 +92,15 @@ def call_key(value: object) -> str:
         InvalidName: `value` is blank, too long, or has characters that cannot be shown.
     """
     return _printable(value, "call key")
+
+
+def model_name(value: object) -> str:
+    """Check the name of a model: 1 to 200 printable characters, not all blank.
+
+    Raises:
+        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
+    """
+    return _printable(value, "model")
 
 
 if sys.version_info >= (3, 14):
