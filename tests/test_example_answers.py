@@ -99,7 +99,10 @@ def test_a_sentence_that_is_in_no_source_or_in_another_one_is_left_out_and_told(
         ('{"sentences": [{"source": 1}]}', "an item has no 'text'"),
         ('{"sentences": [{"source": 1, "text": 3}]}', "an item has no 'text'"),
         (summary_of((1, "The sea is made of cheese and wine.")), "of 1 sentences, 0 are in its source"),
-        (summary_of((1, TIDE), (1, "Cheese comes from the sea."), (1, "Wine as well, they say.")), "of 3 sentences, 1"),
+        (
+            summary_of((1, TIDE), (1, "Cheese comes from the sea."), (1, "Wine as well, they say.")),
+            "of 3 sentences, 1",
+        ),
         (summary_of((1, "The tide")), "0 are in its source"),
     ],
 )
@@ -179,9 +182,13 @@ def test_a_judgement_that_is_none_is_malformed(items: list[Any], message: str) -
         answers.read_credibility(judged(*items), "m", DOCUMENTS)
 
 
+KEYS = ["source", "text", "score", "reasons", "other"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["source", "text", "score", "reasons", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["source", "text", "score", "reasons", "x"]), inner)
+    ),
     max_leaves=12,
 )
 
@@ -204,7 +211,9 @@ def test_sentences_that_more_models_chose_come_before_others() -> None:
     documents = [Document("Many", "x", "text", " ".join(f"Sentence {n:02} of it." for n in range(20)), 80)]
 
     def chose(model: str, *numbers: int) -> Answer[Summary]:
-        return Answer(Summary([Sentence(f"Sentence {n:02} of it.", 1) for n in numbers]), [model], [f"{model} said"])
+        return Answer(
+            Summary([Sentence(f"Sentence {n:02} of it.", 1) for n in numbers]), [model], [f"{model} said"]
+        )
 
     given = {"a": chose("a", 1, 2, 3, 4, 5), "b": chose("b", 9, 8, 7), "c": None, "d": chose("d", 8, 9)}
     found = answers.merge_summaries(given, {"c": "Traceback\n  ...\nTimeoutError: no answer\n"}, documents)
@@ -233,7 +242,12 @@ def test_scores_are_the_mean_and_each_model_says_why() -> None:
     found = answers.merge_credibility({"a": judge("a", 0.2, 1), "b": judge("b", 0.4, 0.5)}, {}, DOCUMENTS)
     assert found is not None
     assert [item.score for item in found.value] == [0.3, 0.75]
-    assert found.value[0].reasons == ["a (0.20): dated", "a (0.20): sober", "b (0.40): dated", "b (0.40): sober"]
+    assert found.value[0].reasons == [
+        "a (0.20): dated",
+        "a (0.20): sober",
+        "b (0.40): dated",
+        "b (0.40): sober",
+    ]
 
 
 @pytest.mark.parametrize(
