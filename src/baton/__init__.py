@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
+    from baton._totals import Totals
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
@@ -91,6 +92,7 @@ __all__ = [
     "StepStreamed",
     "StepUpdated",
     "StreamPage",
+    "Totals",
     "Workflow",
     "WorkflowFinished",
     "current",
@@ -141,6 +143,7 @@ _LAZY = {
     "StepStreamed": "baton.events",
     "StepUpdated": "baton.events",
     "StreamPage": "baton.snapshot",
+    "Totals": "baton._totals",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
     "WorkflowFinished": "baton.events",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from psycopg.rows import class_row, kwargs_row
 from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
+from baton._totals import Totals, add_up
 from baton.events import WorkflowFinished
 
 
@@ -100,6 +102,7 @@ class StepStatus:
         snoozed: How many times it snoozed; 0 once the job is pruned.
         progress: How far its present attempt said it is, or its last one; None if that said nothing.
         chunks: How many chunks that attempt has streamed.
+        usage: What calls of models used and cost, in all of its attempts; None without calls.
     """
 
     name: str
@@ -122,6 +125,7 @@ class StepStatus:
     snoozed: int = 0
     progress: Progress | None = None
     chunks: int = 0
+    usage: Totals | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -171,6 +175,11 @@ class RunStatus:
 
     run: RunSummary
     steps: tuple[StepStatus, ...]
+
+    @property
+    def usage(self) -> Totals | None:
+        """What calls of models used and cost, in all steps; None without calls."""
+        return add_up(step.usage for step in self.steps)
 
     @property
     def state(self) -> RunState:
@@ -331,6 +340,14 @@ def _step_status(
     total: float | None,
     message: str | None,
     progress_at: datetime | None,
+    calls: int,
+    input_tokens: int,
+    output_tokens: int,
+    cache_read_tokens: int,
+    cache_write_tokens: int,
+    reasoning_tokens: int,
+    cost_usd: Decimal | None,
+    unpriced: int,
     **fields: Any,
 ) -> StepStatus:
     for name in ("scheduled_at", "started_at", "settled_at", "cancel_requested_at"):
@@ -338,7 +355,19 @@ def _step_status(
     progress = None
     if done is not None and progress_at is not None:
         progress = Progress(done, total, message, progress_at.astimezone(UTC))
-    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
+    usage = None
+    if calls:
+        usage = Totals(
+            calls=calls,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cache_read_tokens=cache_read_tokens,
+            cache_write_tokens=cache_write_tokens,
+            reasoning_tokens=reasoning_tokens,
+            cost_usd=cost_usd,
+            unpriced=unpriced,
+        )
+    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, usage=usage, **fields)
 
 
 async def read_stream(
