@@ -222,8 +222,8 @@ def test_an_error_is_one_line_that_says_what_happened():
     assert len(_terminal.one_line("x" * 10_000)) == 300
 
 
-UNPRICED = Totals(calls=1, input_tokens=7, cost_usd=None, unpriced=1)
-SPENT = Totals(calls=2, input_tokens=1_200, output_tokens=34, cost_usd=Decimal("0.0123"), unpriced=1)
+UNPRICED = Totals(1, 7, None, None, None, None, None, 1)
+SPENT = Totals(2, 1_200, 34, None, None, None, Decimal("0.0123"), 1)
 
 
 def test_what_steps_cost_is_a_column_where_anything_does():
@@ -233,9 +233,9 @@ def test_what_steps_cost_is_a_column_where_anything_does():
     some = RunStatus(DIAMOND.run, (replace(fetch, usage=SPENT), replace(keywords, usage=UNPRICED), *rest))
     screen = console()
     head, titles, first, second, *_ = drawn(_terminal.picture(screen, some), screen)
-    assert head.endswith("at least $0.0123, 1,241 tokens")
+    assert head.endswith("at least $0.012, 1,241 tokens")
     assert titles.split() == ["step", "state", "tries", "took", "cost"]
-    assert "≥$0.0123" in first
+    assert "≥$0.012" in first
     assert "unknown" in second
 
 

@@ -298,13 +298,14 @@ async def test_the_list_of_runs_on_a_terminal_is_drawn_in_place(baton_dsn, monke
 
 
 def test_what_steps_spend_is_added_up_as_they_go_on():
-    cost = Totals(calls=1, input_tokens=10, output_tokens=5, cost_usd=Decimal("0.10"))
+    cost = Totals(1, 10, 5, None, None, None, Decimal("0.10"), 0)
+    two = Totals(2, 20, 10, None, None, None, Decimal("0.20"), 0)
     begun = fan(["executing"] * 6)
     board = Board(begun)
     assert "$" not in " ".join(shown(board, console(140)))
     plan, first, second, *_ = begun.steps
     board.apply(RunChange(begun.run, (replace(plan, usage=cost), replace(first, usage=cost))))
-    board.apply(RunChange(begun.run, (replace(first, usage=cost + cost), replace(second, usage=cost))))
+    board.apply(RunChange(begun.run, (replace(first, usage=two), replace(second, usage=cost))))
     head, plan_line, group, total = shown(board, console(140))
     assert head.endswith("$0.40, 60 tokens  3 of 8")
     assert "$0.10" in plan_line
@@ -313,7 +314,7 @@ def test_what_steps_spend_is_added_up_as_they_go_on():
 
 
 def test_the_line_of_a_step_that_has_completed_says_what_it_cost():
-    cost = Totals(calls=1, cost_usd=Decimal("0.10"))
+    cost = Totals(1, None, None, None, None, None, Decimal("0.10"), 0)
     only = status_of("only", "executing", started_at=NOW)
     board = Board(change(only))
     done = replace(only, state=StepState.COMPLETED, usage=cost, settled_at=NOW + timedelta(seconds=2))

@@ -26,7 +26,7 @@ from baton import Baton, Run, Workflow, step
 from baton.query import Query
 from baton.web import ACTIONS, Access, _board, _runs, _site, _streams
 from tests.kit.reused import Reused
-from tests.kit.spending import spend
+from tests.kit.spent import spend
 from tests.kit.visitor import HOST, Visitor
 from tests.kit.wait import eventually
 
@@ -470,7 +470,16 @@ async def test_a_step_without_a_result_has_no_file(workflows: Baton, page: Visit
 
 async def test_a_step_a_group_and_a_run_say_what_they_cost(workflows: Baton, page: Visitor) -> None:
     run = await finished(workflows, fan())
-    await spend(workflows.dsn, run.id, "first", "0.00624", tokens=(1_000, 500), cached=400, reasoning=300)
+    await spend(
+        workflows.dsn,
+        run.id,
+        "first",
+        "0.00624",
+        input_tokens=1_000,
+        output_tokens=500,
+        cache_read_tokens=400,
+        reasoning_tokens=300,
+    )
     await spend(workflows.dsn, run.id, "part_1", "1.5")
     await spend(workflows.dsn, run.id, "part_4", None, attempt=2)
     await spend(workflows.dsn, run.id, "part_4", "0.25")
@@ -481,7 +490,7 @@ async def test_a_step_a_group_and_a_run_say_what_they_cost(workflows: Baton, pag
         "input_tokens": 1_000,
         "output_tokens": 500,
         "cache_read_tokens": 400,
-        "cache_write_tokens": 0,
+        "cache_write_tokens": None,
         "reasoning_tokens": 300,
         "cost_usd": "0.00624",
         "cost": "$0.0062",
@@ -500,7 +509,7 @@ async def test_what_costs_nothing_that_is_known_says_so(workflows: Baton, page: 
     run = await finished(workflows, one(double.new(1)))
     async with page.stream(f"api/runs/{run.id}/events") as events:
         assert (await events.named("change"))["usage"] is None
-        await spend(workflows.dsn, run.id, "only", None, tokens=(None, None), model=None)
+        await spend(workflows.dsn, run.id, "only", None, model=None)
         usage = (await events.named("change"))["usage"]
     assert (usage["calls"], usage["cost_usd"], usage["cost"], usage["unpriced"]) == (1, None, "unknown", 1)
 
@@ -508,7 +517,7 @@ async def test_what_costs_nothing_that_is_known_says_so(workflows: Baton, page: 
 async def test_a_sum_that_no_browser_counts_is_cut(workflows: Baton, page: Visitor) -> None:
     run = await finished(workflows, one(double.new(1)))
     for _ in range(2):
-        await spend(workflows.dsn, run.id, "only", "999999999999", tokens=(2**63 - 1, 2**63 - 1))
+        await spend(workflows.dsn, run.id, "only", "999999999999", input_tokens=2**63 - 1)
     usage = (await page.json(f"api/runs/{run.id}"))["usage"]
     assert (usage["input_tokens"], usage["cost_usd"]) == (2**53 - 1, "1999999999998")
 

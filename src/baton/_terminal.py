@@ -207,8 +207,9 @@ def headline(console: Console, run: RunSummary, usage: Totals | None) -> Text:
     """One line about a run."""
     head = signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
     if usage is not None:
-        tokens = usage.input_tokens + usage.output_tokens
-        head.append(f"  {'cost unknown' if usage.cost_usd is None else usage.cost_text}, {tokens:,} tokens")
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        head.append(f"  {'cost unknown' if usage.cost_usd is None else usage.cost_text}")
+        head.append(f", {tokens:,} tokens" if tokens else "")
     head.no_wrap, head.overflow = True, _cut(console)
     return head
 

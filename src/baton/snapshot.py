@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from psycopg.rows import class_row, kwargs_row
 from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
-from baton._totals import Totals, add_up
+from baton._totals import TOKENS, Totals, add_up
 from baton.events import WorkflowFinished
 
 
@@ -340,14 +339,6 @@ def _step_status(
     total: float | None,
     message: str | None,
     progress_at: datetime | None,
-    calls: int,
-    input_tokens: int,
-    output_tokens: int,
-    cache_read_tokens: int,
-    cache_write_tokens: int,
-    reasoning_tokens: int,
-    cost_usd: Decimal | None,
-    unpriced: int,
     **fields: Any,
 ) -> StepStatus:
     for name in ("scheduled_at", "started_at", "settled_at", "cancel_requested_at"):
@@ -355,18 +346,8 @@ def _step_status(
     progress = None
     if done is not None and progress_at is not None:
         progress = Progress(done, total, message, progress_at.astimezone(UTC))
-    usage = None
-    if calls:
-        usage = Totals(
-            calls=calls,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            cost_usd=cost_usd,
-            unpriced=unpriced,
-        )
+    spent = {name: fields.pop(name) for name in ("calls", *TOKENS, "cost_usd", "unpriced")}
+    usage = Totals.of(spent) if spent["calls"] else None
     return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, usage=usage, **fields)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from baton import RunState, RunSummary, StepState, StepStatus, Totals
+from baton import RunState, RunSummary, StepState, StepStatus, Totals, _dollars
 from baton._error_line import error_line
 
 _LONGEST_ERROR = 300
@@ -84,12 +84,12 @@ def usage(totals: Totals | None) -> dict[str, Any] | None:
 
 def money(amount: Decimal | None) -> str | None:
     """All digits of it."""
-    return None if amount is None else format(amount, "f")
+    return None if amount is None else _dollars.digits(amount)
 
 
-def _number(value: int) -> int:
+def _number(value: int | None) -> int | None:
     """As large as a browser counts."""
-    return min(value, _LARGEST)
+    return None if value is None else min(value, _LARGEST)
 
 
 def counts(by_state: Mapping[RunState, int] | Mapping[StepState, int]) -> dict[str, int]:

@@ -34,17 +34,11 @@ LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
 LEFT JOIN /* schema */workflow_progress AS progress
   ON progress.step_id = step.id AND progress.workflow_id = step.workflow_id AND progress.attempt >= coalesce(step.attempt, job.attempt, 0)
 LEFT JOIN LATERAL (
-  SELECT count(*) AS calls,
-         least(coalesce(sum(call.input_tokens), 0), 9223372036854775807)::bigint AS input_tokens,
-         least(coalesce(sum(call.output_tokens), 0), 9223372036854775807)::bigint AS output_tokens,
-         least(coalesce(sum(call.cache_read_tokens), 0), 9223372036854775807)::bigint AS cache_read_tokens,
-         least(coalesce(sum(call.cache_write_tokens), 0), 9223372036854775807)::bigint AS cache_write_tokens,
-         least(coalesce(sum(call.reasoning_tokens), 0), 9223372036854775807)::bigint AS reasoning_tokens,
-         sum(call.cost_usd) AS cost_usd,
-         count(*) - count(call.cost_usd) AS unpriced
-  FROM /* schema */workflow_step_stats AS call
-  WHERE call.workflow_id = step.workflow_id AND call.step_id = step.id
+  SELECT
+/* totals */
+  FROM /* schema */workflow_step_stats AS stat
+  WHERE stat.workflow_id = step.workflow_id AND stat.step_id = step.id
     -- Asked once, by index: where no model was called, nothing is looked up for each step.
-    AND (SELECT any_call.inserted_at FROM /* schema */workflow_step_stats AS any_call
-         ORDER BY any_call.inserted_at DESC LIMIT 1) IS NOT NULL
+    AND (SELECT any_stat.inserted_at FROM /* schema */workflow_step_stats AS any_stat
+         ORDER BY any_stat.inserted_at DESC LIMIT 1) IS NOT NULL
 ) AS used ON true
