@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 
 from baton import _dollars, _store
 from baton._declare import Ref
+from baton._totals import Totals
 from baton.errors import InvalidOption, QueryTimeout, RunNotFound
 from baton.query import _aware, _beginning, _check_range, _id, _id_option, _text
 
@@ -30,46 +31,6 @@ _ONE_MOMENT = (
 _MOST_RUNS = 1_000
 _MOST_CALLS = 1_000
 _MOST_ROWS = 10_000
-_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What some calls of models came to.
-
-    A number of tokens is the sum of those that are known, and None where none is.
-
-    Attributes:
-        calls: How many calls.
-        input_tokens: All that went in, those of caches included.
-        output_tokens: All that came out, reasoning included.
-        cache_read_tokens: Of the input, those read from a cache.
-        cache_write_tokens: Of the input, those put into one.
-        reasoning_tokens: Of the output, those of reasoning.
-        cost_usd: What the calls with a known cost came to, to the last digit; None where no cost is known.
-        unpriced: Calls whose cost is not known.
-    """
-
-    calls: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cache_read_tokens: int | None
-    cache_write_tokens: int | None
-    reasoning_tokens: int | None
-    cost_usd: Decimal | None
-    unpriced: int
-
-    @property
-    def is_lower_bound(self) -> bool:
-        """Whether more may have been spent than `cost_usd`: a call has no known cost."""
-        return self.unpriced > 0
-
-    @property
-    def cost_text(self) -> str:
-        """The cost as people read it: `$1.20`, `at least $1.20`, `unknown`."""
-        if self.cost_usd is None:
-            return "unknown"
-        return ("at least " if self.is_lower_bound else "") + _dollars.text(self.cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +184,7 @@ class Stats:
         asked = {"ids": list(dict.fromkeys(ids)), "name_prefix": _beginning(name_prefix)}
         async with self._reading("the totals of runs", _RUN_SECONDS) as conn:
             rows = await self._rows(conn, "read_cost_of_runs", asked)
-        return {str(row["workflow_id"]): _totals(row) for row in rows}
+        return {str(row["workflow_id"]): Totals.of(row) for row in rows}
 
     async def steps_for_workflow(
         self, run_id: str | UUID, *, limit: int = _MOST_ROWS, name_prefix: str = ""
@@ -245,7 +206,7 @@ class Stats:
                 attempt=row["attempt"],
                 provider=row["provider"],
                 model=row["model"],
-                totals=_totals(row),
+                totals=Totals.of(row),
                 latency=_seconds(row["latency_ms"]),
                 prices=tuple(row["prices"] or ()),
             )
@@ -298,7 +259,7 @@ class Stats:
             QueryTimeout: There are too many.
         """
         (row,) = await self._report("read_cost", from_, to, name_prefix)
-        return _totals(row)
+        return Totals.of(row)
 
     async def cost_by_model(
         self,
@@ -310,7 +271,7 @@ class Stats:
     ) -> tuple[ModelCost, ...]:
         """As `totals`, by provider and model, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit)
-        return tuple(ModelCost(row["provider"], row["model"], _totals(row)) for row in rows)
+        return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def cost_by_label(
         self,
@@ -322,7 +283,7 @@ class Stats:
     ) -> tuple[LabelCost, ...]:
         """As `totals`, by the name of the runs, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_label", from_, to, name_prefix, limit)
-        return tuple(LabelCost(row["label"], _totals(row)) for row in rows)
+        return tuple(LabelCost(row["label"], Totals.of(row)) for row in rows)
 
     async def cost_by_step(
         self,
@@ -334,7 +295,7 @@ class Stats:
     ) -> tuple[StepsCost, ...]:
         """As `totals`, by the names of run and step, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_step", from_, to, name_prefix, limit)
-        return tuple(StepsCost(row["label"], row["step"], _totals(row)) for row in rows)
+        return tuple(StepsCost(row["label"], row["step"], Totals.of(row)) for row in rows)
 
     async def cost_by_day(
         self,
@@ -346,7 +307,7 @@ class Stats:
     ) -> tuple[DayCost, ...]:
         """As `totals`, by day in UTC, the latest first. Days without a call are left out."""
         rows = await self._report("read_cost_by_day", from_, to, name_prefix, limit)
-        return tuple(DayCost(row["day"], _totals(row)) for row in rows)
+        return tuple(DayCost(row["day"], Totals.of(row)) for row in rows)
 
     # --- how it is read -----------------------------------------------------------------------------
 
@@ -398,17 +359,6 @@ class Stats:
 
 def _between(from_: datetime | None, to: datetime | None) -> dict[str, object]:
     return {"from": _aware("from_", from_), "to": _aware("to", to)}
-
-
-def _totals(row: Mapping[str, Any]) -> Totals:
-    cost = row["cost_usd"]
-    return Totals(
-        calls=row["calls"],
-        # The database's sum of whole numbers may be larger than its whole numbers.
-        **{kind: None if row[kind] is None else int(row[kind]) for kind in _TOKENS},
-        cost_usd=None if cost is None else _dollars.plain(cost),
-        unpriced=row["unpriced"],
-    )
 
 
 def _call(row: Mapping[str, Any]) -> ModelCall:
