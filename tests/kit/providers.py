@@ -432,15 +432,18 @@ def _chat_usage(reply: Reply) -> dict[str, Any]:
 def _chat(request: Request, reply: Reply) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
     if reply.tool is not None:
-        name, arguments = reply.tool
-        call = {"name": name, "arguments": json.dumps(arguments)}
-        message |= {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": call}]}
+        message |= {"content": None, "tool_calls": [_chat_call(reply.tool)]}
     finish = "stop" if reply.tool is None else "tool_calls"
     answer = {
         **_chat_base(request, reply, "chat.completion"),
         "choices": [{"index": 0, "finish_reason": finish, "message": message, "logprobs": None}],
     }
     return {**answer, "usage": _chat_usage(reply)} if reply.usage else answer
+
+
+def _chat_call(tool: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    called = {"name": tool[0], "arguments": json.dumps(tool[1])}
+    return {"id": "call_1", "type": "function", "function": called}
 
 
 def _chat_base(request: Request, reply: Reply, kind: str) -> dict[str, Any]:
@@ -463,10 +466,15 @@ def _chat_stream(request: Request, reply: Reply) -> Iterator[bytes]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _event({**base, "choices": [choice]}, named=False)
 
-    yield part({"role": "assistant", "content": ""})
-    for word in _words(reply):
-        yield part({"content": word})
-    yield part({}, "stop")
+    if reply.tool is None:
+        yield part({"role": "assistant", "content": ""})
+        for word in _words(reply):
+            yield part({"content": word})
+    else:
+        yield part(
+            {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **_chat_call(reply.tool)}]}
+        )
+    yield part({}, "stop" if reply.tool is None else "tool_calls")
     if counted and reply.usage:
         yield _event({**base, "choices": [], "usage": _chat_usage(reply)}, named=False)
     yield b"data: [DONE]\n\n"
@@ -509,7 +517,8 @@ def _responses_item(reply: Reply, *, done: bool) -> dict[str, Any]:
     if reply.tool is not None:
         name, arguments = reply.tool
         call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": name}
-        return {**call, "arguments": json.dumps(arguments), "status": "completed"}
+        said = json.dumps(arguments) if done else ""
+        return {**call, "arguments": said, "status": "completed" if done else "in_progress"}
     return {
         "type": "message",
         "id": "msg_1",
@@ -524,18 +533,34 @@ def _responses_text(text: str) -> dict[str, Any]:
 
 
 def _responses_stream(request: Request, reply: Reply) -> Iterator[bytes]:
-    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    said: list[dict[str, Any]]
+    if reply.tool is None:
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+        said = [
+            {"type": "response.content_part.added", **place, "part": _responses_text("")},
+            *(
+                {"type": "response.output_text.delta", **place, "delta": word, "logprobs": []}
+                for word in _words(reply)
+            ),
+            {"type": "response.output_text.done", **place, "text": reply.text, "logprobs": []},
+            {"type": "response.content_part.done", **place, "part": _responses_text(reply.text)},
+        ]
+    else:
+        place, arguments = {"item_id": "fc_1", "output_index": 0}, json.dumps(reply.tool[1])
+        said = [
+            {"type": "response.function_call_arguments.delta", **place, "delta": arguments},
+            {
+                "type": "response.function_call_arguments.done",
+                **place,
+                "name": reply.tool[0],
+                "arguments": arguments,
+            },
+        ]
     events: list[dict[str, Any]] = [
         {"type": "response.created", "response": _responses(request, reply, "in_progress")},
         {"type": "response.in_progress", "response": _responses(request, reply, "in_progress")},
         {"type": "response.output_item.added", "output_index": 0, "item": _responses_item(reply, done=False)},
-        {"type": "response.content_part.added", **place, "part": _responses_text("")},
-        *(
-            {"type": "response.output_text.delta", **place, "delta": word, "logprobs": []}
-            for word in _words(reply)
-        ),
-        {"type": "response.output_text.done", **place, "text": reply.text, "logprobs": []},
-        {"type": "response.content_part.done", **place, "part": _responses_text(reply.text)},
+        *said,
         {"type": "response.output_item.done", "output_index": 0, "item": _responses_item(reply, done=True)},
         {"type": "response.completed", "response": _responses(request, reply)},
     ]
@@ -572,19 +597,22 @@ def _messages(request: Request, reply: Reply) -> dict[str, Any]:
 
 def _messages_stream(request: Request, reply: Reply) -> Iterator[bytes]:
     first = {**_anthropic_usage(reply), "output_tokens": 1, "output_tokens_details": None}
-    message = {**_messages(request, reply), "content": [], "stop_reason": None, "usage": first}
+    whole = _messages(request, reply)
+    message = {**whole, "content": [], "stop_reason": None, "usage": first}
+    block: dict[str, Any] = {"type": "text", "text": ""}
+    deltas: list[dict[str, Any]] = [{"type": "text_delta", "text": word} for word in _words(reply)]
+    if reply.tool is not None:
+        block = {**whole["content"][0], "input": {}}
+        deltas = [{"type": "input_json_delta", "partial_json": json.dumps(reply.tool[1])}]
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": message},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
         {"type": "ping"},
-        *(
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
-            for word in _words(reply)
-        ),
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
         {"type": "content_block_stop", "index": 0},
         {
             "type": "message_delta",
-            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "delta": {"stop_reason": whole["stop_reason"], "stop_sequence": None},
             "usage": _anthropic_usage(reply),
         },
         {"type": "message_stop"},
@@ -614,7 +642,7 @@ def _google(request: Request, reply: Reply) -> dict[str, Any]:
 
 
 def _google_stream(request: Request, reply: Reply) -> Iterator[bytes]:
-    words = _words(reply)
+    words = _words(reply) if reply.tool is None else [""]
     for number, word in enumerate(words):
         last = number == len(words) - 1
         yield _event(_google(request, replace(reply, text=word, usage=reply.usage and last)), named=False)
