@@ -205,6 +205,19 @@ def test_a_crash_of_the_server_takes_no_step_from_its_worker(
         assert len(witness.rows("SELECT FROM effects WHERE phase = 'start'")) == 6
 
 
+def test_a_stop_in_the_middle_of_a_start_ends_in_time_while_the_database_is_away(
+    server: Server, tmp_path: Path
+) -> None:
+    witness = Witness(server.dsn)
+    witness.insert(one_step("task", never_ends.new()))
+    with Worker(server.dsn, tmp_path, shutdown_grace_period=GRACE) as worker:
+        # Steps run before a start is over.
+        until(lambda: witness.starts("task"), worker)
+        server.crash()
+        worker.stop()
+        assert worker.process.wait(IN_TIME) == 0, worker.log
+
+
 def test_a_stop_ends_in_time_while_the_database_is_away(server: Server, gate: Path, tmp_path: Path) -> None:
     witness = Witness(server.dsn)
     with (

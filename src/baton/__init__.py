@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
@@ -27,15 +28,18 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
+    from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
+    from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -57,20 +62,31 @@ __all__ = [
     "Baton",
     "BatonError",
     "Box",
+    "Budget",
     "Cancel",
     "Cause",
     "Chunk",
+    "DayCost",
     "Edge",
     "Explanation",
     "FailedAttempt",
+    "GenaiPrices",
     "Graph",
     "Group",
+    "LabelCost",
     "Layout",
+    "ModelCall",
+    "ModelCost",
+    "ModelPrice",
     "Neighbour",
+    "Price",
+    "PriceTable",
+    "Pricing",
     "Progress",
     "Query",
     "Reason",
     "Ref",
+    "Reserve",
     "Run",
     "RunChange",
     "RunExplanation",
@@ -79,8 +95,10 @@ __all__ = [
     "RunSummary",
     "RunsChange",
     "Snooze",
+    "Stats",
     "Step",
     "StepContext",
+    "StepCost",
     "StepDetail",
     "StepJob",
     "StepLogFilter",
@@ -90,17 +108,26 @@ __all__ = [
     "StepStatus",
     "StepStreamed",
     "StepUpdated",
+    "StepsCost",
     "StreamPage",
+    "Totals",
+    "Usage",
     "Workflow",
     "WorkflowFinished",
+    "call_llm",
     "current",
     "doctor",
     "errors",
     "events",
     "migration",
+    "multi_model",
+    "once",
     "otel",
+    "pricing",
     "progress",
+    "record_usage",
     "results",
+    "stats",
     "step",
     "stream",
     "telemetry",
@@ -143,13 +170,18 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
+    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
+    "call_llm": "baton._calls",
     "current": "baton._step",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
     "migration": "baton.migration",
+    "once": "baton._calls",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
+    "record_usage": "baton._calls",
     "otel": "baton.otel",
     "results": "baton._step",
     "stream": "baton._progress",
@@ -157,6 +189,21 @@ _LAZY = {
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",
+    "DayCost": "baton.stats",
+    "GenaiPrices": "baton.pricing",
+    "LabelCost": "baton.stats",
+    "ModelCall": "baton.stats",
+    "ModelCost": "baton.stats",
+    "ModelPrice": "baton.pricing",
+    "Price": "baton.pricing",
+    "PriceTable": "baton.pricing",
+    "Pricing": "baton.pricing",
+    "Stats": "baton.stats",
+    "StepCost": "baton.stats",
+    "StepsCost": "baton.stats",
+    "Totals": "baton.stats",
+    "pricing": "baton.pricing",
+    "stats": "baton.stats",
 }
 
 

@@ -365,6 +365,8 @@ class Acks:
                 result_limit=self._result_limit,
                 released_at=datetime.fromisoformat(step["released_at"]) if step["released_at"] else None,
                 spans=tuple(step["spans"] or ()),
+                debug=step["debug"],
+                budgeted=step["budgeted"],
             )
         return job
 

@@ -199,7 +199,7 @@ class Step[**P, R]:
 
     @functools.cached_property
     def _hints(self) -> dict[str, object]:
-        return _resolved_hints(self.function)
+        return resolved_hints(self.function)
 
     def _bind(self, args: tuple[object, ...], kwargs: dict[str, object]) -> dict[str, object]:
         try:
@@ -518,7 +518,7 @@ def _place(function: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _resolved_hints(function: Callable[..., Any]) -> dict[str, object]:
+def resolved_hints(function: Callable[..., Any]) -> dict[str, object]:
     """Annotations as types, each on its own: one that does not resolve, such as a name imported for type
     checkers alone, leaves the others known."""
     try:

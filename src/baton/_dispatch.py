@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from oban._backoff import jittery_clamped
@@ -19,8 +19,9 @@ from oban.job import Job
 from oban.worker import WorkerResolutionError, resolve_worker
 
 from baton import _signals, _step
+from baton._accounts import Ledger
 from baton._outcomes import Cancel, Snooze
-from baton._reports import Report, Reports
+from baton._reports import Reports
 from baton.errors import InvalidResult
 
 logger = logging.getLogger("baton.engine")
@@ -128,8 +129,9 @@ class StepExecutor(Executor):
 class Dispatcher:
     """Runs claimed jobs, Baton's and plain ones alike: a job that ran always leaves an ack."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: Reports, ledger: Ledger) -> None:
         self._reports = reports
+        self._ledger = ledger
         self._tasks: dict[asyncio.Task[None], Producer] = {}
         self._ending: set[Producer] = set()
         self._hurried = asyncio.Event()
@@ -215,11 +217,21 @@ class Dispatcher:
         assert job.attempted_at is not None
         what = f"step {attempt.name!r} of {attempt.label!r}"
         attempt.report = self._reports.begin(job.id, job.attempted_at, what)
+        attempt.accounts = self._ledger.begin(
+            job,
+            step_id=attempt.step_id,
+            workflow_id=attempt.workflow_id,
+            label=attempt.label,
+            name=attempt.name,
+            debug=attempt.debug,
+            budgeted=attempt.budgeted,
+        )
         token = _step.enter(job, attempt)
         try:
             action = _gate(job, attempt) or await self._told(job, attempt, producer)
             # Not in one expression: the producer may replace its list while the job runs.
-            await self._finish(attempt.report)
+            await _in_spite_of_cancels(self._reports.finish(attempt.report))
+            await _in_spite_of_cancels(self._ledger.finish(attempt.accounts))
             producer._pending_acks.append(action)
         finally:
             _step.leave(token)
@@ -230,16 +242,6 @@ class Dispatcher:
     async def _told(self, job: Job, attempt: _step.Attempt, producer: Producer) -> AckAction:
         _signals.began(job, attempt)
         return await self._execute(job, producer)
-
-    async def _finish(self, report: Report) -> None:
-        try:
-            await self._reports.finish(report)
-        except asyncio.CancelledError:
-            # The grace is over, or somebody cancels what has ended already. Its outcome is to be written all the same.
-            task = asyncio.current_task()
-            assert task is not None
-            while task.uncancel():
-                pass
 
     def _linger(self, producer: Producer, job: Job, thread: "asyncio.Future[Any]") -> None:
         """Keep a slot taken until a thread is done, although its attempt's outcome is written and the next one may begin."""
@@ -272,8 +274,23 @@ class Dispatcher:
                     raise
                 return AckAction(job=job, state="available", attempt_change=-1)
             assert executor.action is not None
+            attempt = _step.attempt_of(job)
+            if attempt is not None and attempt.accounts is not None:
+                # While the tracer still has the step.
+                await _in_spite_of_cancels(self._ledger.finish(attempt.accounts))
             raised = executor.result if isinstance(executor.result, BaseException) else None
             return traced.came_to(executor.action, raised)
+
+
+async def _in_spite_of_cancels(last: Coroutine[Any, Any, None]) -> None:
+    try:
+        await last
+    except asyncio.CancelledError:
+        # The grace is over, or somebody cancels what has ended already. Its outcome is to be written all the same.
+        task = asyncio.current_task()
+        assert task is not None
+        while task.uncancel():
+            pass
 
 
 async def _all_ended(tasks: list["asyncio.Task[None]"]) -> None:

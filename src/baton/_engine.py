@@ -12,6 +12,7 @@ import select
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -26,9 +27,19 @@ from psycopg_pool import AsyncConnectionPool
 from baton import _store
 from baton._plan import InsertPlan, array_literal
 from baton._reports import Heard, Told
-from baton.errors import BatonError, DatabaseUnreachable, JobsGone, KeyConflict, ResultNotFound, RunEnding
+from baton.errors import (
+    BatonError,
+    DatabaseUnreachable,
+    InvalidOption,
+    JobsGone,
+    KeyConflict,
+    ResultNotFound,
+    RunEnding,
+)
 
 _TRIES = 6
+# Runs that one look resumes; those behind them are for the next.
+_MOST_FUNDED = 1_000
 # A server that went away without a word is noticed within half a minute, whether we wait for it or not.
 CONNECT: dict[str, Any] = {
     "connect_timeout": 10,
@@ -150,7 +161,8 @@ _INSERT = (
     "%s::uuid[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::text[], %s::text[], "
     "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], %s::timestamptz[], "
     "%s::text[], %s::boolean[], %s::boolean[], %s::integer[], %s::integer[], %s::integer[], %s::uuid[], %s::text, "
-    "%s::timestamptz[], %s::double precision[], %s::text[], %s::boolean[])"
+    "%s::timestamptz[], %s::double precision[], %s::text[], %s::boolean[], %s::boolean[], "
+    "%s::integer[], %s::text[], %s::numeric[], %s::bigint[], %s::bigint[], %s::text[], %s::text[])"
 )
 
 
@@ -366,6 +378,31 @@ class Engine:
             )
         )
 
+    async def record(self, usage: str, logs: str) -> None:
+        """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
+        await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
+
+    async def store_call(
+        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
+    ) -> bool:
+        """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
+        return bool(
+            await self._value(
+                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb, %s::jsonb)",
+                Int8(job_id),
+                naive_utc(attempted_at),
+                key,
+                value,
+                usage,
+                logs,
+            )
+        )
+
+    async def read_stored(self, step_id: int, key: str) -> str | None:
+        """JSON text of what a step stored under a key, None where it stored nothing."""
+        rows = await self._rows("read_stored", step_id=Int8(step_id), key=key)
+        return rows[0][0] if rows else None
+
     async def report(self, told: Sequence[Told]) -> Heard:
         """Write what running steps tell, in one statement. See `baton_report`."""
         chunks = [
@@ -459,6 +496,89 @@ class Engine:
             return bool(await self._patiently("baton_rerun(%s, %s, %s::text[])", run_id, new_id, wanted))
         except DatabaseError as error:
             raise _refusal(error, run_id) or error from None
+
+    # --- budgets --------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        reservation_id: UUID | None,
+        job_id: int,
+        attempted_at: datetime,
+        usd: Decimal | None,
+        tokens: int,
+    ) -> dict[str, Any]:
+        """Set aside what a call may come to, of all budgets of its run or of none; None asks whether a step may start.
+
+        See `baton_reserve` for what it says.
+        """
+        return dict(
+            await self._value(
+                "SELECT /* schema */baton_reserve(%s::uuid, %s, %s::timestamp, %s::numeric, %s)",
+                reservation_id,
+                Int8(job_id),
+                naive_utc(attempted_at),
+                usd,
+                Int8(tokens),
+            )
+        )
+
+    async def end_reservations(self, reservation_ids: Sequence[UUID], *, charged: bool) -> None:
+        """Give back what was set aside for calls that used nothing, or charge it where nobody knows."""
+        await self._value(
+            "SELECT /* schema */baton_release_reservation(%s::uuid[], %s)", list(reservation_ids), charged
+        )
+
+    async def pause_for(
+        self, run_id: UUID, budget_id: int, usd: Decimal | None, tokens: int, *, start: bool
+    ) -> str:
+        """Pause a run whose budget is exhausted: `paused`, `room` if there is some now, or `ended`."""
+        return str(
+            await self._patiently(
+                "baton_pause_for(%s::uuid, %s, %s::numeric, %s, %s)",
+                run_id,
+                Int8(budget_id),
+                usd,
+                Int8(tokens),
+                start,
+            )
+        )
+
+    async def resume_funded(self) -> int:
+        """Let runs go on that a budget paused and that was raised since; returns how many there were."""
+        resumed = 0
+        for (run_id,) in await self._rows("find_funded_runs", limit=_MOST_FUNDED):
+            resumed += bool(await self._patiently("baton_resume_for(%s::uuid)", run_id))
+        return resumed
+
+    async def add_to_budget(
+        self, key: str | None, run_id: UUID | None, usd: Decimal, tokens: int, calls: int
+    ) -> bool:
+        """Raise a budget, then let the runs go on that it had paused; whether there is such a budget."""
+        try:
+            found = await self._value(
+                "SELECT /* schema */baton_add_to_budget(%s, %s::uuid, %s::numeric, %s, %s)",
+                key,
+                run_id,
+                usd,
+                Int8(tokens),
+                Int8(calls),
+            )
+        except DatabaseError as error:
+            if error.sqlstate != "BT005":
+                raise
+            kind = error.diag.message_detail
+            raise InvalidOption(
+                f"budget {key or run_id} has no limit in {kind}, so nothing can be added to that; declare one with "
+                f"Budget({kind}=...)"
+            ) from None
+        await self.resume_funded()
+        return found is not None
+
+    async def delete_budget(self, key: str) -> bool:
+        """Forget a shared budget, then let the runs go on that it had paused; whether there was one."""
+        deleted = bool(await self._value("SELECT /* schema */baton_delete_budget(%s)", key))
+        await self.resume_funded()
+        return deleted
 
     async def add_consumer(self, name: str) -> None:
         """Have the end of every run delivered to a consumer from now on."""

@@ -71,6 +71,38 @@ def workflow_key(value: object) -> str:
     return _printable(value, "workflow key")
 
 
+def budget_key(value: object) -> str:
+    """Check the key of a shared budget: 1 to 200 printable characters, not all blank, and not those of a run's id.
+
+    Raises:
+        InvalidName: `value` is anything else.
+    """
+    key = _printable(value, "budget key")
+    try:
+        uuid.UUID(key)
+    except ValueError:
+        return key
+    raise InvalidName(f"budget key {key!r} looks like a run's id; put a word before it: 'tenant:{key}'")
+
+
+def call_key(value: object) -> str:
+    """Check the key of a stored call: 1 to 200 printable characters, not all blank.
+
+    Raises:
+        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
+    """
+    return _printable(value, "call key")
+
+
+def model_name(value: object) -> str:
+    """Check the name of a model: 1 to 200 printable characters, not all blank.
+
+    Raises:
+        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
+    """
+    return _printable(value, "model")
+
+
 if sys.version_info >= (3, 14):
     uuid7 = uuid.uuid7
 else:

@@ -28,6 +28,7 @@ from oban._query import _reset as oban_reset
 from oban.job import Job
 
 from baton import _acks, _signals, _step
+from baton._accounts import Ledger
 from baton._acks import Acks
 from baton._deadline import within
 from baton._dispatch import Dispatcher
@@ -64,12 +65,13 @@ class Seam:
         threads: ThreadPool,
         result_limit: int,
         reports: Reports,
+        ledger: Ledger,
     ) -> None:
         self.oban = oban
         self.engine = engine
         self.maintenance = maintenance
         self.heartbeat = heart(hearts=self._hearts, on_the_loop=self._on_the_loop)
-        self.dispatcher = Dispatcher(reports)
+        self.dispatcher = Dispatcher(reports, ledger)
         self.acks = Acks(engine, wake=self.wake, threads=threads, result_limit=result_limit)
         engine.on_finished = _signals.finished
         self.on_reconnect: Callable[[], object] = _nothing

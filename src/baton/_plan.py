@@ -12,7 +12,8 @@ from baton._names import uuid7
 from baton.workflow import Workflow
 
 _STEP_COLUMNS = 15
-_LATER_COLUMNS = 2
+_LATER_COLUMNS = 3
+_BUDGET_COLUMNS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class InsertPlan:
     deadlines: list[datetime | None]
     deadlines_in: list[float | None]
     later_step_columns: tuple[Sequence[Any], ...]
+    budget_columns: tuple[Sequence[Any], ...]
     queues: frozenset[str]
 
     @property
@@ -41,7 +43,7 @@ class InsertPlan:
     @property
     def later_columns(self) -> tuple[Sequence[object], ...]:
         """Those that came after the first version, which the function takes last."""
-        return (self.deadlines, self.deadlines_in, *self.later_step_columns)
+        return (self.deadlines, self.deadlines_in, *self.later_step_columns, *self.budget_columns)
 
 
 def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | None = None) -> InsertPlan:
@@ -52,8 +54,13 @@ def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | N
     dependency: list[int] = []
     dependent: list[int] = []
     queues: set[str] = set()
+    budgets: list[tuple[Any, ...]] = []
     for ordinal, workflow in enumerate(workflows, start=1):
         first = len(rows) + 1
+        budgets += [
+            (ordinal, one.key, one.usd, one.tokens, one.calls, one.on_exhausted, one.unpriced)
+            for one in workflow.budgets
+        ]
         place = {name: first + index for index, name in enumerate(workflow.steps)}
         for name, step in workflow.steps.items():
             scheduled_at = step.scheduled_at
@@ -79,7 +86,7 @@ def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | N
                     len(step.deps),
                 )
             )
-            later.append((step.runs_on, step.hooked))
+            later.append((step.runs_on, step.hooked, workflow.debug))
             for dep in step.deps:
                 dependency.append(place[dep])
                 dependent.append(place[name])
@@ -97,6 +104,7 @@ def plan_insert(workflows: Sequence[Workflow], *, carried: Mapping[str, str] | N
             w.deadline.total_seconds() if isinstance(w.deadline, timedelta) else None for w in workflows
         ],
         later_step_columns=tuple(zip(*later, strict=True)) if later else ((),) * _LATER_COLUMNS,
+        budget_columns=tuple(zip(*budgets, strict=True)) if budgets else ((),) * _BUDGET_COLUMNS,
         queues=frozenset(queues),
     )
 

@@ -16,8 +16,10 @@ from oban._executor import AckAction
 from oban.job import Job
 
 from baton import _step, telemetry
+from baton._accounts import Price
 from baton._codec import clean_text
 from baton._error_line import error_line
+from baton._usage import Usage
 from baton.workflow import Workflow
 
 logger = logging.getLogger("baton.telemetry")
@@ -60,6 +62,10 @@ def ended(action: AckAction, stopped: Mapping[str, str | None]) -> None:
         if attempt.duration is not None:
             meta["duration"] = attempt.duration
         oban_telemetry.execute(event, meta)
+
+
+def called(job: Job, usage: Usage, price: Price | None) -> None:
+    """What a call of a model used is written. In the context in which it was recorded."""
 
 
 def _described(

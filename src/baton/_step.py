@@ -22,6 +22,7 @@ from oban.job import Job, Record
 from oban.job import Snooze as ObanSnooze
 
 from baton import _codec
+from baton._accounts import Accounts
 from baton._declare import Step, registered
 from baton._outcomes import Cancel, Snooze
 from baton._reports import Report
@@ -83,6 +84,12 @@ class Attempt:
     """When the last of its dependencies settled."""
     spans: tuple[str, ...] = ()
     """What the attempts that it follows left for a tracer."""
+    debug: bool = False
+    """Whether its calls of models are captured."""
+    budgeted: bool = False
+    """Whether its run has a budget."""
+    accounts: Accounts | None = None
+    """What it uses of models, once it runs."""
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""
@@ -276,6 +283,17 @@ def current() -> StepContext:
     return context
 
 
+def attempt_here() -> Attempt:
+    """The attempt that runs here, as `current`.
+
+    Raises:
+        NoWorkflow: No step of a workflow is running here.
+    """
+    attempt = attempt_of(current().job)
+    assert attempt is not None
+    return attempt
+
+
 class StepLogFilter(logging.Filter):
     """Puts `workflow`, `step` and `attempt` on every record logged while a step runs, and None elsewhere.
 
@@ -424,6 +442,9 @@ def _put(arguments: dict[str, Any], path: list[Any], value: Any) -> None:
     place: Any = arguments
     for key in path[:-1]:
         place = place[key]
+    if isinstance(place, dict):
+        # In the caller's order, in which the references are listed; jsonb has one of its own for keys.
+        place.pop(path[-1], None)
     place[path[-1]] = value
 
 

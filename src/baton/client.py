@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
+from baton._accounts import Ledger, Pricing
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -46,6 +47,7 @@ from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
+from baton.stats import Stats
 from baton.telemetry import WORKFLOW_FAILED
 from baton.workflow import Workflow
 
@@ -108,6 +110,8 @@ class Baton:
             again later, here or in another process with the same `consumer`.
         consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
             start with a name and `remove_consumer` are kept for it.
+        pricing: What calls of models cost; see `baton.pricing`. Without one, prices are those of genai-prices, where it is
+            installed.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -132,6 +136,7 @@ class Baton:
         debug_log_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
+        pricing: Pricing | None = None,
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(
@@ -170,6 +175,7 @@ class Baton:
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
+        self._pricing = pricing
         self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
@@ -267,6 +273,16 @@ class Baton:
         self._started()
         return Query(self._connection, self._prefix)
 
+    @property
+    def stats(self) -> Stats:
+        """What calls of models used and cost: `await baton.stats.workflow_totals(run.id)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        self._started()
+        return Stats(self._connection, self._prefix)
+
     async def __aenter__(self) -> Self:
         return await self.start()
 
@@ -298,46 +314,55 @@ class Baton:
 
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
-            if self._local is not None:
-                await self._start_server(stack, self._local[0])
-            oban = self._given or await self._build_oban(stack)
-            if oban._query._pool.closed:
-                await oban._query._pool.open()
-                stack.push_async_callback(self._in_time, oban._query._pool.close)
-            if self._seam is None:
-                self._attach(oban)
-            assert self._seam is not None
-            assert self._access is not None
-            stack.push_async_callback(self._release)
-            async with self._access.connection() as conn:
-                await migration.verify(conn, self._prefix)
-                if await behind_a_pooler(conn):
-                    logger.warning(
-                        "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
-                        "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
-                        "session"
-                    )
-            stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
-            # After the queues, so that what their last steps came to is still told.
-            stack.push_async_callback(self._in_time, self._access.following.stop)
-            await self._start_deliveries(stack, oban)
-            stack.push_async_callback(self._stop_heartbeat)
-            if not bool(oban._signal_token):
-                stack.push_async_callback(self._stop_oban, oban)
-                await oban.start()
-            else:
-                if oban._stager._stopping.is_set():
-                    raise StartError(
-                        "this Oban was stopped, and Oban cannot be started again; make a new instance"
-                    )
-                stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
-            self._seam.started = True
-            await self._seam.heartbeat.start()
-            await self._access.waiters.start(oban)
-            self._access.following.start()
-            self._seam.maintenance.loop.start()
-            stack.push_async_callback(self._seam.maintenance.loop.stop)
+            try:
+                await self._start_parts(stack)
+            except BaseException:
+                # What has started has no longer to stop than in a stop, also while the database is away.
+                self._stop_by = self._due()
+                raise
             self._exit = stack.pop_all()
+
+    async def _start_parts(self, stack: AsyncExitStack) -> None:
+        self._stop_by = float("inf")
+        if self._local is not None:
+            await self._start_server(stack, self._local[0])
+        oban = self._given or await self._build_oban(stack)
+        if oban._query._pool.closed:
+            await oban._query._pool.open()
+            stack.push_async_callback(self._in_time, oban._query._pool.close)
+        if self._seam is None:
+            self._attach(oban)
+        assert self._seam is not None
+        assert self._access is not None
+        stack.push_async_callback(self._release)
+        async with self._access.connection() as conn:
+            await migration.verify(conn, self._prefix)
+            if await behind_a_pooler(conn):
+                logger.warning(
+                    "a connection pooler stands between Baton and PostgreSQL. If it pools by transaction, no "
+                    "notification is heard and waiting falls back to polling; connect to PostgreSQL directly, or pool by "
+                    "session"
+                )
+        stack.push_async_callback(self._in_time, partial(self._access.waiters.stop, oban))
+        # After the queues, so that what their last steps came to is still told.
+        stack.push_async_callback(self._in_time, self._access.following.stop)
+        await self._start_deliveries(stack, oban)
+        stack.push_async_callback(self._stop_heartbeat)
+        if not bool(oban._signal_token):
+            stack.push_async_callback(self._stop_oban, oban)
+            await oban.start()
+        else:
+            if oban._stager._stopping.is_set():
+                raise StartError(
+                    "this Oban was stopped, and Oban cannot be started again; make a new instance"
+                )
+            stack.push_async_callback(self._seam.drain, oban._shutdown_grace_period)
+        self._seam.started = True
+        await self._seam.heartbeat.start()
+        await self._access.waiters.start(oban)
+        self._access.following.start()
+        self._seam.maintenance.loop.start()
+        stack.push_async_callback(self._seam.maintenance.loop.stop)
 
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, give back the rest, disconnect. Calling it again does nothing, and while it
@@ -352,9 +377,7 @@ class Baton:
 
     async def _stop(self, started: AsyncExitStack) -> None:
         assert self._seam is not None
-        assert self._oban is not None
-        grace = self._oban._shutdown_grace_period
-        self._stop_by = time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
+        self._stop_by = self._due()
         # Steps that are still running may insert and read until they have ended.
         self._seam.acks.stopping = True
         try:
@@ -362,6 +385,11 @@ class Baton:
         finally:
             self._exit = None
             self._stop_by = float("inf")
+
+    def _due(self) -> float:
+        """When a stop that begins now must have ended."""
+        grace = self._oban._shutdown_grace_period if self._oban is not None else self._grace
+        return time.monotonic() + (grace if grace is not None else float("inf")) + _STOP_SECONDS
 
     def hurry(self) -> None:
         """Cut short a `stop` under way: running jobs are cancelled and given back now, whatever is left of their grace.
@@ -429,6 +457,7 @@ class Baton:
         self._oban = oban
         self._engine = engine
         self._reports = Reports(engine.report, limit=self._stream_limit)
+        self._ledger = Ledger(engine, pricing=self._pricing, told=_signals.called)
         maintenance = Maintenance(
             engine,
             self._upkeep,
@@ -452,6 +481,7 @@ class Baton:
             threads=threads,
             result_limit=self._result_limit,
             reports=self._reports,
+            ledger=self._ledger,
         )
         self._seam.attach()
         waiters = Waiters(self._connection, self._prefix, self._poll_interval)
@@ -503,6 +533,7 @@ class Baton:
         assert self._engine is not None
         self._seam.detach()
         await self._in_time(self._reports.stop)
+        await self._in_time(self._ledger.stop)
         await self._in_time(self._engine.close)
         self._threads.shutdown(wait=False)
         self._seam = None

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import MAXYEAR, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import orjson
 
 from baton import render
+from baton._budget import Budget
 from baton._codec import Path, Refused, dump, encode, render_path
 from baton._declare import (
     DOOM_HOOKS,
@@ -105,10 +106,14 @@ class Workflow:
             Looked at once a second, so a run that ends within that second has met it.
             What has not settled by then is cancelled, and the run ends as failed; steps with `always=True` still run. A retry
             of the finished run, and a re-run, get as long again.
+        debug: Capture the calls of models that its steps make: request, response, and the results that the step saw. See
+            `baton.debug`.
+        budget: What its calls of models may use: one `Budget`, or several that hold at once, of which at most one is the run's
+            own and the others are shared by their keys. A re-run has a new one as large, and draws on the same shared ones.
 
     Raises:
         InvalidName: `name` or `key` is outside the grammar.
-        InvalidOption: `scheduled_at` or `deadline` has no time zone, or a flag is no bool.
+        InvalidOption: `scheduled_at` or `deadline` has no time zone, a flag is no bool, or two budgets would be the same.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class Workflow:
         ignore_discarded: bool = False,
         scheduled_at: datetime | None = None,
         deadline: datetime | timedelta | None = None,
+        debug: bool = False,
+        budget: Budget | Iterable[Budget] | None = None,
     ) -> None:
         self.name = workflow_name(name)
         self.key = None if key is None else workflow_key(key)
@@ -128,7 +135,11 @@ class Workflow:
         check_scheduled_at(scheduled_at)
         self.scheduled_at = scheduled_at
         self.deadline = _deadline(deadline)
+        self.debug = _flag("debug", debug)
+        self.budgets = _budgets(self.name, budget)
         self._steps: dict[str, StepDefinition] = {}
+        # What goes into the args of steps besides their own, by the name of the step: `multi_model` puts it here beforehand.
+        self._entries: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return f"<workflow {self.name!r} with {len(self._steps):,} steps>"
@@ -220,6 +231,8 @@ class Workflow:
             raise InvalidOption(
                 f"step {name!r} is to run on failure and waits for nothing; name the steps whose failure is meant in deps"
             )
+        if name in self._entries:
+            definition = replace(definition, args=_with_entries(name, definition.args, self._entries[name]))
         self._steps[name] = definition
         return Ref(name, self, returns)
 
@@ -229,7 +242,7 @@ class Workflow:
         A workflow without steps is legal. 100,000 steps take a fraction of a second.
 
         Raises:
-            UnknownStep: Dependencies that were never added; the message offers near matches.
+            UnknownStep: Dependencies, or steps with a configured model, that were never added; the message offers near matches.
             SelfDependency: A step that waits for itself.
             CycleError: Steps that wait for each other.
         """
@@ -247,6 +260,8 @@ class Workflow:
                 unknown |= {on: name for on in step.deps if on not in index and on not in unknown}
         if unknown:
             raise UnknownStep(self._describe_unknown(unknown))
+        if never := self._entries.keys() - self._steps.keys():
+            raise UnknownStep(self._describe_unconfigured(sorted(never)))
         if cycle := find_cycle(dependencies):
             names = list(self._steps)
             raise CycleError(self.name, [names[number] for number in cycle])
@@ -255,7 +270,8 @@ class Workflow:
     def definition_hash(self) -> str:
         """SHA-256 of the graph in hex: equal for the same work, in whatever order it was added.
 
-        The key is no part of it, and neither are times: the same work may be asked for again, for later.
+        The key is no part of it, and neither are times: the same work may be asked for again, for later. Nor is what is
+        captured of it.
         """
         steps = [
             [
@@ -328,15 +344,22 @@ class Workflow:
         return ref.name
 
     def _describe_unknown(self, unknown: Mapping[str, str]) -> str:
-        # Comparing with every name of a huge workflow would take longer than building it.
-        candidates = list(self._steps)[:5_000]
-        found = []
-        for on, step in list(unknown.items())[:10]:
-            near = difflib.get_close_matches(on, candidates, n=3)
-            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-            found.append(f"step {step!r} waits for {on!r}{hint}")
+        found = [f"step {step!r} waits for {on!r}{self._hint(on)}" for on, step in list(unknown.items())[:10]]
         more = f"; and {len(unknown) - 10:,} more" if len(unknown) > 10 else ""
         return f"workflow {self.name!r} lacks steps: {'; '.join(found)}{more}; add them, or correct deps"
+
+    def _describe_unconfigured(self, never: list[str]) -> str:
+        found = ", ".join(f"{name!r}{self._hint(name)}" for name in never[:10])
+        more = f" and {len(never) - 10:,} more" if len(never) > 10 else ""
+        return (
+            f"workflow {self.name!r} has a model configured for steps that were never added: {found}{more}; "
+            "add them, or correct what multi_model.configure was given"
+        )
+
+    def _hint(self, name: str) -> str:
+        # Comparing with every name of a huge workflow would take longer than building it.
+        near = difflib.get_close_matches(name, list(self._steps)[:5_000], n=3)
+        return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def _step_definition(
@@ -402,6 +425,17 @@ def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str,
     )
 
 
+def _with_entries(step: str, args: str, entries: Mapping[str, Any]) -> str:
+    """The args of a job with more in them."""
+    own = orjson.loads(args)
+    for key, value in entries.items():
+        if key in own and own[key] != value:
+            raise InvalidArgument(
+                f"step {step!r}: its args have {key!r} already, which is where its model goes; leave it out of the args"
+            )
+    return orjson.dumps(own | entries).decode()
+
+
 def _object_text(step: str, root: str, value: object) -> str:
     if not isinstance(value, dict):
         raise InvalidArgument(
@@ -442,6 +476,25 @@ def _deadline(value: object) -> datetime | timedelta | None:
     raise InvalidOption(
         f"deadline={value!r} cannot work; use a datetime with a time zone, or a timedelta above 0, of a thousand years at most"
     )
+
+
+def _budgets(workflow: str, given: object) -> tuple[Budget, ...]:
+    if given is None or isinstance(given, Budget):
+        return () if given is None else (given,)
+    budgets = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for budget in budgets:
+        if not isinstance(budget, Budget):
+            raise InvalidOption(
+                f"workflow {workflow!r}: budget holds {type(budget).__name__}; use Budget(usd=2.50), or a list of budgets"
+            )
+    keys = [budget.key for budget in budgets]
+    for key in keys:
+        if keys.count(key) > 1:
+            which = "budgets of its own" if key is None else f"budgets with the key {key!r}"
+            raise InvalidOption(
+                f"workflow {workflow!r} has {keys.count(key)} {which}; put the limits into one Budget"
+            )
+    return budgets
 
 
 def _flag(option: str, value: object, default: bool = False) -> bool:

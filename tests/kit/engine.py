@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from tests.kit.graphs import HOOKED
 
-from baton import Workflow, _store
+from baton import Budget, Workflow, _store
 from baton._engine import Acked, Claim, Engine, Outcome
 from baton._plan import plan_insert
 
@@ -36,9 +36,10 @@ def graph(
     queues: Mapping[str, str] | None = None,
     max_attempts: int = 3,
     deadline: datetime | timedelta | None = None,
+    budget: Budget | Iterable[Budget] | None = None,
 ) -> Workflow:
     """A workflow of ordinary Oban jobs that nobody will run, from names to the names they wait for."""
-    workflow = Workflow(name, key=key, deadline=deadline)
+    workflow = Workflow(name, key=key, deadline=deadline, budget=budget)
     for step, waits_for in deps.items():
         job = Job(
             HOOKED if step in set(hooked) else "tests.kit.Nobody",

@@ -23,7 +23,7 @@ BEGIN
   IF run.outcome IS NULL AND (p_cause <> 'deadline' OR run.deadline_at <= clock_timestamp()) THEN
     IF p_steps IS NULL AND run.cancel_cause IS NULL THEN
       UPDATE /* schema */workflows AS workflow
-      SET cancel_requested_at = clock_timestamp(), cancel_reason = p_reason, cancel_cause = p_cause, paused_at = NULL
+      SET cancel_requested_at = clock_timestamp(), cancel_reason = p_reason, cancel_cause = p_cause, paused_at = NULL, paused_for = NULL
       WHERE workflow.id = p_workflow AND workflow.cancel_cause IS NULL;
     END IF;
 

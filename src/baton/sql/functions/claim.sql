@@ -29,6 +29,7 @@ BEGIN
       'step', CASE WHEN step.id IS NOT NULL THEN json_build_object(
         'id', step.id, 'workflow_id', step.workflow_id, 'name', step.name, 'state', step.state,
         'deps', step.deps, 'doomed', step.doomed, 'released_at', step.released_at,
+        'debug', step.debug, 'budgeted', step.budgeted,
         -- Spans of the attempts it follows, where whoever inserted it traces.
         'spans', CASE WHEN job.meta ? 'traceparent' AND step.deps <> '{}' THEN /* schema */baton_spans(step.id) END,
         'stored', (SELECT checkpoint.value FROM /* schema */workflow_checkpoints AS checkpoint

@@ -1,6 +1,6 @@
 -- insert: write whole workflows, all or none, in the caller's transaction.
 -- p_w*: one element per workflow. p_s*: one per step, p_sworkflow giving its workflow's place in p_wids, from 1.
--- p_edependency, p_edependent: places in the steps' arrays, from 1. Returns a row per workflow, in the order given: its id, or
+-- p_b*: one per budget of a workflow, see fund. p_edependency, p_edependent: places in the steps' arrays, from 1. Returns a row per workflow, in the order given: its id, or
 -- that of the live workflow which already has its key. A live one with another definition is an error, BT001: its id is the
 -- detail, the key the column, and nothing is written. The parameters with defaults are younger than the first version of the
 -- library, which calls this without them.
@@ -11,7 +11,9 @@ CREATE OR REPLACE FUNCTION /* schema */baton_insert(
   p_signore_cancelled boolean[], p_signore_discarded boolean[], p_swaiting_on integer[],
   p_edependency integer[], p_edependent integer[], p_local uuid[], p_origin text,
   p_wdeadline_ats timestamptz[] DEFAULT '{}', p_wdeadline_ins double precision[] DEFAULT '{}',
-  p_sruns_on text[] DEFAULT '{}', p_shooked boolean[] DEFAULT '{}'
+  p_sruns_on text[] DEFAULT '{}', p_shooked boolean[] DEFAULT '{}', p_sdebug boolean[] DEFAULT '{}',
+  p_bworkflow integer[] DEFAULT '{}', p_bkeys text[] DEFAULT '{}', p_busd numeric[] DEFAULT '{}', p_btokens bigint[] DEFAULT '{}',
+  p_bcalls bigint[] DEFAULT '{}', p_bon_exhausted text[] DEFAULT '{}', p_bunpriced text[] DEFAULT '{}'
 ) RETURNS TABLE (id uuid, inserted boolean)
 LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
@@ -80,21 +82,32 @@ BEGIN
   SELECT coalesce(array_agg(DISTINCT queue) FILTER (WHERE state = 'available'), '{}') INTO queues FROM jobs;
 
   INSERT INTO /* schema */workflow_nodes
-    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on, runs_on, hooked)
+    (id, workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, state, waiting_on, runs_on, hooked,
+     debug, budgeted)
   OVERRIDING SYSTEM VALUE
   SELECT step.id, ids[step.workflow], step.position, step.name, step.function, step.job_id, step.deps::text[],
          step.ignore_cancelled, step.ignore_discarded,
          CASE WHEN step.waiting_on > 0 THEN 'held' ELSE 'released' END, step.waiting_on,
-         coalesce(step.runs_on, 'success'), coalesce(step.hooked, false)
+         coalesce(step.runs_on, 'success'), coalesce(step.hooked, false), coalesce(step.debug, false),
+         step.workflow = ANY(p_bworkflow)
   FROM unnest(step_ids, job_ids, p_sworkflow, p_snames, p_sfunctions, p_sdeps, p_signore_cancelled, p_signore_discarded,
-              p_swaiting_on, p_sruns_on, p_shooked) WITH ORDINALITY
-       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, runs_on, hooked, position)
+              p_swaiting_on, p_sruns_on, p_shooked, p_sdebug) WITH ORDINALITY
+       AS step (id, job_id, workflow, name, function, deps, ignore_cancelled, ignore_discarded, waiting_on, runs_on, hooked, debug,
+             position)
   WHERE fresh[step.workflow];
 
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)
   SELECT step_ids[edge.dependency], step_ids[edge.dependent]
   FROM unnest(p_edependency, p_edependent) AS edge (dependency, dependent)
   WHERE fresh[p_sworkflow[edge.dependent]];
+
+  IF p_bworkflow <> '{}' THEN
+    PERFORM /* schema */baton_fund(array_agg(ids[budget.workflow]), array_agg(budget.key), array_agg(budget.usd), array_agg(budget.tokens),
+                                   array_agg(budget.calls), array_agg(budget.on_exhausted), array_agg(budget.unpriced))
+    FROM unnest(p_bworkflow, p_bkeys, p_busd, p_btokens, p_bcalls, p_bon_exhausted, p_bunpriced)
+         AS budget (workflow, key, usd, tokens, calls, on_exhausted, unpriced)
+    WHERE fresh[budget.workflow] HAVING count(*) > 0;
+  END IF;
 
   PERFORM /* schema */baton_wake(queues, p_local, p_origin);
   IF EXISTS (SELECT FROM /* schema */workflow_subscribers AS subscriber WHERE subscriber.topic = 'workflow:all') THEN

@@ -50,6 +50,17 @@ BEGIN
   DELETE FROM /* schema */workflow_debug_logs AS log USING unnest(ids) AS dead (id) WHERE log.workflow_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
   deleted := deleted || jsonb_build_object('workflow_debug_logs', count);
+  -- What they reserved of shared budgets and nobody settled was paid for, for all that is known.
+  PERFORM 1 FROM /* schema */workflow_budgets AS budget
+  WHERE budget.workflow_id = ANY(ids) OR budget.id IN (
+    SELECT reservation.budget_id FROM unnest(steps) AS dead (id)
+    JOIN /* schema */workflow_reservations AS reservation ON reservation.step_id = dead.id)
+  ORDER BY budget.id FOR UPDATE;
+  PERFORM /* schema */baton_release_reservation(ARRAY(
+    SELECT reservation.id FROM unnest(steps) AS dead (id) JOIN /* schema */workflow_reservations AS reservation ON reservation.step_id = dead.id
+  ), true);
+  DELETE FROM /* schema */workflow_budget_runs AS drawn USING unnest(ids) AS dead (id) WHERE drawn.workflow_id = dead.id;
+  DELETE FROM /* schema */workflow_budgets AS budget USING unnest(ids) AS dead (id) WHERE budget.workflow_id = dead.id;
   DELETE FROM /* schema */workflow_streams AS stream USING unnest(steps) AS dead (id) WHERE stream.step_id = dead.id;
   GET DIAGNOSTICS count = ROW_COUNT;
   deleted := deleted || jsonb_build_object('workflow_streams', count);

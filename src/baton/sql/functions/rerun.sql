@@ -41,19 +41,30 @@ BEGIN
     PERFORM /* schema */baton_complete(ARRAY[p_id]);
   END IF;
 
+  -- A budget of its own as large as it was declared, of which nothing is spent yet; and the shared ones.
+  INSERT INTO /* schema */workflow_budgets (workflow_id, limit_usd, limit_tokens, limit_calls, on_exhausted, unpriced)
+  SELECT p_id, budget.limit_usd, budget.limit_tokens, budget.limit_calls, budget.on_exhausted, budget.unpriced
+  FROM /* schema */workflow_budgets AS budget WHERE budget.workflow_id = p_workflow;
+  INSERT INTO /* schema */workflow_budget_runs (workflow_id, budget_id)
+  SELECT p_id, budget.id FROM /* schema */workflow_budgets AS budget WHERE budget.workflow_id = p_id
+  UNION ALL
+  SELECT p_id, budget.id FROM /* schema */workflow_budget_runs AS drawn JOIN /* schema */workflow_budgets AS budget ON budget.id = drawn.budget_id
+  WHERE drawn.workflow_id = p_workflow AND budget.workflow_id IS NULL;
+
   -- Copied as it settled, under a job id that no job has.
   INSERT INTO /* schema */workflow_nodes
-    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked,
+    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, debug, budgeted,
      state, waiting_on, doomed, attempt, result, error, started_at, settled_at)
   SELECT p_id, step.position, step.name, step.function, -nextval(step_sequence), step.deps, step.ignore_cancelled, step.ignore_discarded,
-         step.runs_on, step.hooked, step.state, 0, step.doomed, step.attempt, step.result, step.error, step.started_at, step.settled_at
+         step.runs_on, step.hooked, step.debug, step.budgeted, step.state, 0, step.doomed, step.attempt, step.result, step.error, step.started_at, step.settled_at
   FROM /* schema */workflow_nodes AS step
   WHERE step.workflow_id = p_workflow AND NOT EXISTS (SELECT FROM unnest(cone) AS again (id) WHERE again.id = step.id)
   ORDER BY step.position;
   INSERT INTO /* schema */workflow_nodes
-    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, state, waiting_on)
+    (workflow_id, position, name, function, job_id, deps, ignore_cancelled, ignore_discarded, runs_on, hooked, debug, budgeted,
+     state, waiting_on)
   SELECT p_id, step.position, step.name, step.function, nextval(job_sequence), step.deps, step.ignore_cancelled, step.ignore_discarded,
-         step.runs_on, step.hooked, 'held', 1
+         step.runs_on, step.hooked, step.debug, step.budgeted, 'held', 1
   FROM unnest(cone) AS again (id) JOIN /* schema */workflow_nodes AS step ON step.id = again.id
   ORDER BY step.position;
   INSERT INTO /* schema */workflow_edges (dependency_id, dependent_id)

@@ -8,7 +8,7 @@ BEGIN
   END IF;
   SELECT workflow.outcome, workflow.paused_at INTO run FROM /* schema */workflows AS workflow WHERE workflow.id = p_workflow;
   IF run.paused_at IS NOT NULL THEN
-    UPDATE /* schema */workflows AS workflow SET paused_at = NULL
+    UPDATE /* schema */workflows AS workflow SET paused_at = NULL, paused_for = NULL
     WHERE workflow.id = p_workflow AND workflow.paused_at IS NOT NULL;
     PERFORM /* schema */baton_wake(/* schema */baton_release_jobs(ARRAY(
       SELECT step.job_id FROM /* schema */workflow_nodes AS step

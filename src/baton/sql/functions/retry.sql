@@ -72,7 +72,7 @@ BEGIN
   PERFORM /* schema */baton_recount(p_workflow);
   IF run.finished_at IS NOT NULL THEN
     UPDATE /* schema */workflows AS workflow
-    SET generation = workflow.generation + 1, paused_at = NULL, cancel_requested_at = NULL, cancel_reason = NULL, cancel_cause = NULL,
+    SET generation = workflow.generation + 1, paused_at = NULL, paused_for = NULL, cancel_requested_at = NULL, cancel_reason = NULL, cancel_cause = NULL,
         revived_at = now(), deadline_at = now() + (workflow.deadline_at - coalesce(workflow.revived_at, workflow.inserted_at))
     WHERE workflow.id = p_workflow;
   END IF;

@@ -68,6 +68,7 @@ CREATE TABLE /* schema */workflow_budgets (
   reserved_calls bigint NOT NULL DEFAULT 0 CHECK (reserved_calls >= 0),
   on_exhausted text NOT NULL CHECK (on_exhausted IN ('stop', 'pause')),
   unpriced text NOT NULL CHECK (unpriced IN ('strict', 'warn')),
+  raised_at timestamptz NOT NULL DEFAULT now(),
   inserted_at timestamptz NOT NULL DEFAULT now(),
   CONSTRAINT a_budget_is_shared_or_of_a_run CHECK ((key IS NULL) <> (workflow_id IS NULL))
 ) WITH (fillfactor = 50);
@@ -81,6 +82,8 @@ CREATE TABLE /* schema */workflow_budget_runs (
 );
 CREATE INDEX workflow_budget_runs_budget ON /* schema */workflow_budget_runs (budget_id);
 
+COMMENT ON COLUMN /* schema */workflow_budgets.raised_at IS 'when something was added or its limits changed: runs that it paused before go on';
+
 -- What a call that is under way may come to; one row for each budget that it draws on. Gone when it is settled.
 CREATE TABLE /* schema */workflow_reservations (
   id uuid NOT NULL,
@@ -91,14 +94,29 @@ CREATE TABLE /* schema */workflow_reservations (
   usd numeric NOT NULL CHECK (usd >= 0),
   tokens bigint NOT NULL CHECK (tokens >= 0),
   calls bigint NOT NULL CHECK (calls >= 0),
+  lost_at timestamptz,
   inserted_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (id, budget_id)
 );
-CREATE INDEX workflow_reservations_budget ON /* schema */workflow_reservations (budget_id);
+COMMENT ON COLUMN /* schema */workflow_reservations.lost_at IS 'when it was charged in full, for its attempt had lost its job';
+CREATE INDEX workflow_reservations_budget ON /* schema */workflow_reservations (budget_id) WHERE lost_at IS NULL;
+CREATE INDEX workflow_reservations_step ON /* schema */workflow_reservations (step_id);
 
 ALTER TABLE /* schema */workflows ADD COLUMN paused_for bigint;
 COMMENT ON COLUMN /* schema */workflows.paused_for IS 'the budget that paused it; adding to that lets it go on';
 CREATE INDEX workflows_paused_for ON /* schema */workflows (paused_for) WHERE paused_for IS NOT NULL;
 
-ALTER TABLE /* schema */workflow_debug_logs ADD COLUMN call_id uuid, ADD COLUMN step_name text;
-COMMENT ON COLUMN /* schema */workflow_debug_logs.call_id IS 'of its row in workflow_step_stats, where it has one';
+ALTER TABLE /* schema */workflow_debug_logs
+  ADD COLUMN call_id uuid,
+  ADD COLUMN step_name text,
+  ADD COLUMN call_key text,
+  ADD COLUMN error text;
+COMMENT ON COLUMN /* schema */workflow_debug_logs.call_id
+IS 'given by whoever captured it, so that it is written once; that of its row in workflow_step_stats, where it has one';
+COMMENT ON COLUMN /* schema */workflow_debug_logs.call_key IS 'key of the stored call, of those made with `once`';
+COMMENT ON COLUMN /* schema */workflow_debug_logs.error IS 'what the call raised instead of answering';
+-- Read by run or by step, in the order they were written. Nothing has written into the table before.
+DROP INDEX /* schema */workflow_debug_logs_workflow;
+CREATE INDEX workflow_debug_logs_workflow ON /* schema */workflow_debug_logs (workflow_id, id);
+CREATE INDEX workflow_debug_logs_step ON /* schema */workflow_debug_logs (step_id, id);
+CREATE UNIQUE INDEX workflow_debug_logs_call ON /* schema */workflow_debug_logs (call_id);

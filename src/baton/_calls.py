@@ -1,0 +1,443 @@
+"""Calls of models in a step: `baton.record_usage`, `baton.call_llm` and `baton.once`.
+
+What a call used is only noted here, `_accounts` writes it. `once` alone waits for the database: its value must be there before
+the step goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import importlib
+import inspect
+import logging
+import threading
+import time
+import typing
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, cast
+from uuid import UUID
+
+from baton import _codec, _step
+from baton._accounts import Accounts, Entry, Log
+from baton._declare import resolved_hints
+from baton._fit import describe, is_unknown
+from baton._names import call_key, uuid7
+from baton._usage import Usage
+from baton.errors import InvalidOption, InvalidResult, InvalidUsage, NoWorkflow, ResultError
+
+logger = logging.getLogger("baton.step")
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _reading() -> Any:
+    return importlib.import_module("baton._reading")
+
+
+def record_usage(
+    response: object,
+    *,
+    model: str | None = None,
+    provider: str | None = None,
+    cost: Decimal | int | str | float | None = None,
+    latency: float | None = None,
+) -> Usage:
+    """Record what a call of a model used, for `baton.stats`, budgets and the page. As often as there are calls.
+
+    It never waits and touches no database: about 100 ms later it is written, and before the step's outcome. It is written
+    whatever becomes of the attempt: the call was made. Works in an `async` step, in the tasks that it starts, in the thread of
+    a plain step and in worker classes.
+
+    Args:
+        response: The answer of a model, an object or a dict: of OpenAI (chat and responses), Anthropic, Google or litellm, the
+            last chunk of their streams, or a result of Pydantic AI; or a `Usage`; or a dict with the keys of `llm_usage`.
+        model: The model, where the response does not name it, or not the one that is paid for.
+        provider: Whose model it is, where its name does not tell.
+        cost: What it cost in USD, where that is known better than from a table of prices.
+        latency: Seconds that the call took.
+
+    Returns:
+        What was read from the response; of an agent's run the sum.
+
+    Raises:
+        InvalidUsage: Nothing that was used can be read from it.
+        NoWorkflow: No step of a workflow is running here.
+    """
+    accounts = _accounts("baton.record_usage()")
+    usage, entries = _read(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
+    call = _under_way.get()
+    if call is None or call.accounts is not accounts or not call.take(entries):
+        accounts.ledger.add(entries)
+    return usage
+
+
+def _read(
+    accounts: Accounts,
+    response: object,
+    *,
+    model: str | None = None,
+    provider: str | None = None,
+    cost: object = None,
+    latency: float | None = None,
+    asked_for: str | None = None,
+) -> tuple[Usage, list[Entry]]:
+    reading = _reading()
+    usage: Usage = reading.read_usage(
+        response, model=model, provider=provider, latency=latency, asked_for=asked_for
+    )
+    stated = reading.checked_cost(cost) if cost is not None else reading.read_cost(response)
+    if stated is not None:
+        return usage, [Entry(accounts, usage, stated)]
+    calls: Sequence[Usage] = reading.read_calls(
+        response, model=model, provider=provider, latency=latency, asked_for=asked_for
+    )
+    return usage, [Entry(accounts, one) for one in calls]
+
+
+async def call_llm[T](
+    call: Callable[[], Awaitable[T]],
+    *,
+    request: object = None,
+    model: str | None = None,
+    reserve: object = None,
+) -> T:
+    """Make one call of a model: with leave of the run's budgets, its usage recorded, captured if the run is.
+
+        answer = await call_llm(lambda: client.chat.completions.create(**request), request=request)
+
+    Args:
+        call: Makes it. What its value says of its usage is recorded, unless the call records that itself.
+        request: What is sent: for the estimate of what it may cost, and to be captured. A dict or anything that JSON can hold.
+        model: Its model, where the request does not name it.
+        reserve: What to reserve for it with the run's budgets, in place of the estimate.
+
+    Returns:
+        What the call returned, as it is.
+
+    Raises:
+        BudgetExhausted: A budget does not allow it. Nothing was called.
+        UnpricedModel: A budget is strict about prices, and there is none for this model. Nothing was called.
+        NoWorkflow: No step of a workflow is running here.
+    """
+    accounts = _accounts("baton.call_llm()")
+    made = await _make(accounts, call, request=request, model=model, reserve=reserve)
+    accounts.ledger.add(made.entries, made.logs)
+    return made.value
+
+
+async def once[T](
+    key: str,
+    call: Callable[[], Awaitable[T]],
+    *,
+    returns: object = None,
+    request: object = None,
+    model: str | None = None,
+    reserve: object = None,
+) -> T:
+    """As `call_llm`, and never paid twice: the value is stored, together with its usage, before this returns.
+
+    An attempt that comes to the same key later, after a failure or a crash, gets the stored value, and calls nothing.
+
+        draft = await once("draft", lambda: client.chat.completions.create(**request), request=request, returns=ChatCompletion)
+
+    Two calls with one key at once in an attempt are one call. What a step stored goes with its run, and when the run is retried
+    because something before the step failed.
+
+    Args:
+        key: 1 to 200 printable characters, the step's own. What it stands for is yours to say: another prompt, another key.
+        call: Makes the call.
+        returns: Type of the value, such as `ChatCompletion`; else it is the call's return annotation, else plain JSON. The
+            value is always made anew from the stored JSON, the first time as well.
+        request: As for `call_llm`.
+        model: As for `call_llm`.
+        reserve: As for `call_llm`.
+
+    Raises:
+        InvalidName: The key is none.
+        InvalidResult: JSON cannot hold the value; then nothing is stored. Or it is no plain JSON and nothing says what type it
+            is; then it is stored, and the next attempt with a `returns` gets it.
+        ResultMismatch: What is stored is not of the type.
+        ResultTooLarge: The value is over the limit of results. Nothing is stored.
+        ResultError: Another attempt holds the job by now. Nothing is stored.
+        BudgetExhausted: As for `call_llm`.
+        UnpricedModel: As for `call_llm`.
+        NoWorkflow: No step of a workflow is running here.
+    """
+    accounts = _accounts("baton.once()")
+    call_key(key)
+    annotation = _returned_by(call) if returns is None else returns
+    value = await _in_one_flight(
+        accounts,
+        key,
+        lambda: _stored_or_made(accounts, key, call, request=request, model=model, reserve=reserve),
+    )
+    if is_unknown(annotation):
+        if value.foreign is not None:
+            raise InvalidResult(
+                f"the value of call {key!r} of step {accounts.name!r} is of type {value.foreign}, which does not come back "
+                f"from JSON by itself; it is stored, and nothing is paid twice: pass its type, once({key!r}, ..., "
+                f"returns={value.foreign}), and the next attempt gets it"
+            )
+        return cast("T", _codec.decode(value.text))
+    where = f"the value of call {key!r} of step {accounts.name!r}"
+    return cast("T", _codec.restore(_codec.decode(value.text), annotation, where=where))
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A stored value: its JSON text, and what type it was made as, if that is no plain JSON."""
+
+    text: str
+    foreign: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call that is under way, and what is recorded while it is."""
+
+    accounts: Accounts
+    key: str | None
+    reservation: UUID | None
+    entries: list[Entry] = field(default_factory=list)
+    is_recorded: bool = False
+    """Whether anything was, be it by a stored call within this one, which has written it already."""
+    is_open: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, entries: Sequence[Entry]) -> bool:
+        """Keep them for the end of the call; False when it has ended."""
+        with self.lock:
+            if not self.is_open:
+                return False
+            self.is_recorded = True
+            for entry in entries:
+                entry.key = self.key
+            self.entries.extend(entries)
+        if self.reservation is None:
+            # Nothing is to be settled with them, so they need not wait for the call, which may be long.
+            self.accounts.ledger.add(entries)
+        return True
+
+    def close(self) -> list[Entry]:
+        """What was recorded. Tasks that outlive the call record for themselves."""
+        with self.lock:
+            self.is_open = False
+            return self.entries
+
+
+_under_way: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("baton_call", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made[T]:
+    """A call's value, and what is to be written of it."""
+
+    value: T
+    entries: Sequence[Entry]
+    logs: Sequence[Log]
+
+
+async def _make[T](
+    accounts: Accounts,
+    call: Callable[[], Awaitable[T]],
+    *,
+    request: object,
+    model: str | None,
+    reserve: object,
+    key: str | None = None,
+) -> _Made[T]:
+    asked_for = model if model is not None else _model_of(request)
+    outer = _under_way.get()
+    if outer is not None and (outer.accounts is not accounts or not outer.is_open):
+        outer = None
+    # A call within a call is part of what was reserved for that.
+    reservation = (
+        await _there(accounts, accounts.reserve(request=request, model=asked_for, reserve=reserve))
+        if outer is None
+        else None
+    )
+    sent = await accounts.snapshot(request)
+    under_way = _Call(accounts, key, reservation)
+    token = _under_way.set(under_way)
+    began = time.monotonic()
+    try:
+        value = await _awaited(call)
+    except BaseException as error:
+        _under_way.reset(token)
+        entries = under_way.close()
+        logs = accounts.capture(uuid7(), key=key, model=asked_for, request=sent, error=error)
+        if entries:
+            accounts.settle(entries, reservation)
+            _pass_on(outer, entries)
+        accounts.ledger.add(entries, logs)
+        if not entries:
+            await _there(accounts, accounts.release(reservation, error))
+        raise
+    latency = time.monotonic() - began
+    _under_way.reset(token)
+    entries = under_way.close()
+    if not under_way.is_recorded:
+        entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
+        for entry in entries:
+            entry.key = key
+    if entries:
+        accounts.settle(entries, reservation)
+    else:
+        await _there(accounts, accounts.release(reservation, None))
+    _pass_on(outer, entries)
+    got = await accounts.snapshot(value)
+    call_id = entries[0].id if entries else uuid7()
+    logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, response=got)
+    return _Made(value, entries, logs)
+
+
+def _pass_on(outer: _Call | None, entries: Sequence[Entry]) -> None:
+    """What a call within a call used counts for that: it has no usage of its own to be read then."""
+    if outer is not None and entries:
+        outer.is_recorded = True
+
+
+async def _awaited[T](call: Callable[[], Awaitable[T]]) -> T:
+    made = call()
+    if not inspect.isawaitable(made):
+        raise InvalidOption(
+            f"the call returned {type(made).__name__}, and nothing to await: pass a function that makes the call, such as "
+            "`lambda: client.chat.completions.create(...)` of an async client"
+        )
+    return await made
+
+
+def _read_value(accounts: Accounts, value: object, *, latency: float, asked_for: str | None) -> list[Entry]:
+    try:
+        return _read(accounts, value, latency=latency, asked_for=asked_for)[1]
+    except InvalidUsage as error:
+        logger.warning(
+            "what a call of %s in step %r used is not known: %s. Call baton.record_usage() in it with the model's answer",
+            asked_for or "a model",
+            accounts.name,
+            error,
+        )
+    return [Entry(accounts, Usage(model=asked_for, latency=latency))]
+
+
+async def _stored_or_made(
+    accounts: Accounts,
+    key: str,
+    call: Callable[[], Awaitable[object]],
+    *,
+    request: object,
+    model: str | None,
+    reserve: object,
+) -> _Value:
+    ledger = accounts.ledger
+    stored = await _there(accounts, ledger.read_stored(accounts, key))
+    if stored is not None:
+        outer = _under_way.get()
+        if outer is not None and outer.accounts is accounts:
+            # Paid for in an earlier attempt.
+            outer.is_recorded = True
+        return _Value(stored)
+    made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
+    try:
+        text = _codec.encode(
+            made.value, root=f"value of call {key!r}", limit=_step.attempt_here().result_limit
+        )
+    except BaseException:
+        ledger.add(made.entries, made.logs)
+        raise
+    if not await _there(accounts, ledger.store(accounts, key, text, made.entries, made.logs)):
+        raise ResultError(
+            f"step {accounts.name!r} did not store the value of call {key!r}: this attempt no longer holds its job. What the "
+            "call used is recorded"
+        )
+    return _Value(text, None if _is_plain(made.value) else describe(type(made.value)))
+
+
+async def _in_one_flight(
+    accounts: Accounts, key: str, begin: Callable[[], Coroutine[Any, Any, _Value]]
+) -> _Value:
+    """What `begin` comes to; of several at once, one begins, and the others get what it got."""
+    while True:
+        with accounts.lock:
+            flight = accounts.flights.get(key)
+            if flight is None:
+                mine: Future[_Value] = Future()
+                accounts.flights[key] = mine
+                break
+        try:
+            return cast("_Value", await asyncio.shield(asyncio.wrap_future(flight)))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not flight.cancelled() or (task is not None and task.cancelling()):
+                raise
+            # Whoever began it was cancelled, and not we.
+    try:
+        value = await begin()
+    except BaseException as error:
+        with accounts.lock:
+            del accounts.flights[key]
+        if isinstance(error, asyncio.CancelledError):
+            mine.cancel()
+        else:
+            mine.set_exception(error)
+        raise
+    with accounts.lock:
+        del accounts.flights[key]
+    mine.set_result(value)
+    return value
+
+
+def _accounts(what: str) -> Accounts:
+    try:
+        accounts = _step.attempt_here().accounts
+    except NoWorkflow:
+        raise NoWorkflow(
+            f"{what} is for code that a step runs; no step of a workflow is running here"
+        ) from None
+    assert accounts is not None
+    return accounts
+
+
+async def _there[T](accounts: Accounts, work: Coroutine[Any, Any, T]) -> T:
+    """Do what needs the database in the loop that has it: the thread of a plain step may run one of its own."""
+    if asyncio.get_running_loop() is accounts.loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, accounts.loop))
+
+
+def _model_of(request: object) -> str | None:
+    named = request.get("model") if isinstance(request, Mapping) else getattr(request, "model", None)
+    return named if isinstance(named, str) else None
+
+
+def _returned_by(call: Callable[..., object]) -> object:
+    """What awaiting a call gives, by its annotation; Any where that says nothing."""
+    function: object = call
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
+        function = inspect.getattr_static(type(function), "__call__", None)
+    if not inspect.isfunction(function):
+        return Any
+    annotation = resolved_hints(function).get("return", Any)
+    if inspect.iscoroutinefunction(function):
+        return annotation
+    inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (Awaitable, Coroutine) and inside:
+        return inside[-1]
+    return Any
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value that JSON can hold comes back from it as it is."""
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(member) for key, member in value.items())
+    return type(value) in _PLAIN
