@@ -278,7 +278,7 @@ class Ledger:
         books: Books,
         *,
         pricing: Pricing | None,
-        told: Callable[[Job, Usage, Price | None], object],
+        told: Callable[[Entry], object],
     ) -> None:
         self.pricing = pricing
         self._books = books
@@ -524,7 +524,7 @@ class Ledger:
         for entry in entries:
             if not entry.is_told:
                 entry.is_told = True
-                entry.context.run(self._told, entry.accounts.job, entry.usage, entry.price)
+                entry.context.run(self._told, entry)
 
     def _forget(self, entries: Sequence[Entry], logs: Sequence[Log]) -> None:
         with self._lock:
