@@ -303,7 +303,7 @@ class Ledger:
         books: Books,
         *,
         pricing: Pricing,
-        told: Callable[[Job, Usage, Price | None], object],
+        told: Callable[[Entry], object],
         debug: bool = False,
         redact: Hook | None = None,
     ) -> None:
@@ -556,7 +556,7 @@ class Ledger:
         for entry in entries:
             if not entry.is_told:
                 entry.is_told = True
-                entry.context.run(self._told, entry.accounts.job, entry.usage, entry.price)
+                entry.context.run(self._told, entry)
 
     def _forget(self, entries: Sequence[Entry], logs: Sequence[Log]) -> None:
         with self._lock:
