@@ -2,10 +2,10 @@
 
 import psycopg
 import pytest
-from tests.kit import fixtures
 
 from baton import Baton, Workflow, step
 from baton.errors import InvalidOption
+from tests.kit import fixtures
 
 database = fixtures.database
 baton_dsn = fixtures.baton_dsn

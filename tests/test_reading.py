@@ -10,7 +10,6 @@ from unittest.mock import MagicMock
 import pytest
 from anthropic.types import Message, MessageDeltaUsage, RawMessageDeltaEvent, RawMessageStartEvent
 from anthropic.types.beta import BetaMessage
-from baton._reading import KEYS, read_calls, read_cost, read_usage
 from genai_prices.data_snapshot import get_snapshot
 from google.genai.types import GenerateContentResponse
 from hypothesis import given
@@ -22,6 +21,7 @@ from pydantic_ai.agent import AgentRunResult
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
 from pydantic_ai.usage import RequestUsage, RunUsage
 
+from baton._reading import KEYS, read_calls, read_cost, read_usage
 from baton._usage import Usage
 from baton.errors import InvalidUsage
 
@@ -393,7 +393,7 @@ def test_a_name_that_cannot_be_one_is_none(name: Any) -> None:
 
 class Hostile:
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(name)
+        raise AttributeError(name) if name.startswith("__") else RuntimeError(name)
 
 
 ENDLESS: dict[str, Any] = {"model": "m"}

@@ -28,7 +28,8 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
     from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -64,13 +67,22 @@ __all__ = [
     "Cancel",
     "Cause",
     "Chunk",
+    "DayCost",
     "Edge",
     "Explanation",
     "FailedAttempt",
+    "GenaiPrices",
     "Graph",
     "Group",
+    "LabelCost",
     "Layout",
+    "ModelCall",
+    "ModelCost",
+    "ModelPrice",
     "Neighbour",
+    "Price",
+    "PriceTable",
+    "Pricing",
     "Progress",
     "Query",
     "Reason",
@@ -84,8 +96,10 @@ __all__ = [
     "RunSummary",
     "RunsChange",
     "Snooze",
+    "Stats",
     "Step",
     "StepContext",
+    "StepCost",
     "StepDetail",
     "StepJob",
     "StepLogFilter",
@@ -95,7 +109,9 @@ __all__ = [
     "StepStatus",
     "StepStreamed",
     "StepUpdated",
+    "StepsCost",
     "StreamPage",
+    "Totals",
     "Usage",
     "Workflow",
     "WorkflowFinished",
@@ -106,10 +122,13 @@ __all__ = [
     "events",
     "migration",
     "once",
+    "multi_model",
     "otel",
+    "pricing",
     "progress",
     "record_usage",
     "results",
+    "stats",
     "step",
     "stream",
     "telemetry",
@@ -161,6 +180,7 @@ _LAZY = {
     "events": "baton.events",
     "migration": "baton.migration",
     "once": "baton._calls",
+    "multi_model": "baton.multi_model",
     "progress": "baton._progress",
     "record_usage": "baton._calls",
     "otel": "baton.otel",
@@ -170,6 +190,22 @@ _LAZY = {
     "testing": "baton.testing",
     "web": "baton.web",
     "worker": "oban",
+    "DayCost": "baton.stats",
+    "GenaiPrices": "baton.pricing",
+    "LabelCost": "baton.stats",
+    "ModelCall": "baton.stats",
+    "ModelCost": "baton.stats",
+    "ModelPrice": "baton.pricing",
+    "Price": "baton.pricing",
+    "PriceTable": "baton.pricing",
+    "Pricing": "baton.pricing",
+    "Stats": "baton.stats",
+    "StepCost": "baton.stats",
+    "StepsCost": "baton.stats",
+    "Totals": "baton.stats",
+    "Usage": "baton._usage",
+    "pricing": "baton.pricing",
+    "stats": "baton.stats",
 }
 
 

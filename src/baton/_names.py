@@ -94,6 +94,15 @@ def call_key(value: object) -> str:
     return _printable(value, "call key")
 
 
+def model_name(value: object) -> str:
+    """Check the name of a model: 1 to 200 printable characters, not all blank.
+
+    Raises:
+        InvalidName: `value` is blank, too long, or has characters that cannot be shown.
+    """
+    return _printable(value, "model")
+
+
 if sys.version_info >= (3, 14):
     uuid7 = uuid.uuid7
 else:

@@ -442,6 +442,9 @@ def _put(arguments: dict[str, Any], path: list[Any], value: Any) -> None:
     place: Any = arguments
     for key in path[:-1]:
         place = place[key]
+    if isinstance(place, dict):
+        # In the caller's order, in which the references are listed; jsonb has one of its own for keys.
+        place.pop(path[-1], None)
     place[path[-1]] = value
 
 

@@ -47,6 +47,7 @@ from baton.events import Event
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
+from baton.stats import Stats
 from baton.telemetry import WORKFLOW_FAILED
 from baton.workflow import Workflow
 
@@ -271,6 +272,16 @@ class Baton:
         """
         self._started()
         return Query(self._connection, self._prefix)
+
+    @property
+    def stats(self) -> Stats:
+        """What calls of models used and cost: `await baton.stats.workflow_totals(run.id)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        self._started()
+        return Stats(self._connection, self._prefix)
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import MAXYEAR, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -138,6 +138,8 @@ class Workflow:
         self.debug = _flag("debug", debug)
         self.budgets = _budgets(self.name, budget)
         self._steps: dict[str, StepDefinition] = {}
+        # What goes into the args of steps besides their own, by the name of the step: `multi_model` puts it here beforehand.
+        self._entries: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return f"<workflow {self.name!r} with {len(self._steps):,} steps>"
@@ -229,6 +231,8 @@ class Workflow:
             raise InvalidOption(
                 f"step {name!r} is to run on failure and waits for nothing; name the steps whose failure is meant in deps"
             )
+        if name in self._entries:
+            definition = replace(definition, args=_with_entries(name, definition.args, self._entries[name]))
         self._steps[name] = definition
         return Ref(name, self, returns)
 
@@ -238,7 +242,7 @@ class Workflow:
         A workflow without steps is legal. 100,000 steps take a fraction of a second.
 
         Raises:
-            UnknownStep: Dependencies that were never added; the message offers near matches.
+            UnknownStep: Dependencies, or steps with a configured model, that were never added; the message offers near matches.
             SelfDependency: A step that waits for itself.
             CycleError: Steps that wait for each other.
         """
@@ -256,6 +260,8 @@ class Workflow:
                 unknown |= {on: name for on in step.deps if on not in index and on not in unknown}
         if unknown:
             raise UnknownStep(self._describe_unknown(unknown))
+        if never := self._entries.keys() - self._steps.keys():
+            raise UnknownStep(self._describe_unconfigured(sorted(never)))
         if cycle := find_cycle(dependencies):
             names = list(self._steps)
             raise CycleError(self.name, [names[number] for number in cycle])
@@ -338,15 +344,22 @@ class Workflow:
         return ref.name
 
     def _describe_unknown(self, unknown: Mapping[str, str]) -> str:
-        # Comparing with every name of a huge workflow would take longer than building it.
-        candidates = list(self._steps)[:5_000]
-        found = []
-        for on, step in list(unknown.items())[:10]:
-            near = difflib.get_close_matches(on, candidates, n=3)
-            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-            found.append(f"step {step!r} waits for {on!r}{hint}")
+        found = [f"step {step!r} waits for {on!r}{self._hint(on)}" for on, step in list(unknown.items())[:10]]
         more = f"; and {len(unknown) - 10:,} more" if len(unknown) > 10 else ""
         return f"workflow {self.name!r} lacks steps: {'; '.join(found)}{more}; add them, or correct deps"
+
+    def _describe_unconfigured(self, never: list[str]) -> str:
+        found = ", ".join(f"{name!r}{self._hint(name)}" for name in never[:10])
+        more = f" and {len(never) - 10:,} more" if len(never) > 10 else ""
+        return (
+            f"workflow {self.name!r} has a model configured for steps that were never added: {found}{more}; "
+            "add them, or correct what multi_model.configure was given"
+        )
+
+    def _hint(self, name: str) -> str:
+        # Comparing with every name of a huge workflow would take longer than building it.
+        near = difflib.get_close_matches(name, list(self._steps)[:5_000], n=3)
+        return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def _step_definition(
@@ -410,6 +423,17 @@ def _job_definition(name: str, job: Job, deps: tuple[str, ...], flags: dict[str,
         hooked=_worker_has_hooks(job.worker),
         **flags,
     )
+
+
+def _with_entries(step: str, args: str, entries: Mapping[str, Any]) -> str:
+    """The args of a job with more in them."""
+    own = orjson.loads(args)
+    for key, value in entries.items():
+        if key in own and own[key] != value:
+            raise InvalidArgument(
+                f"step {step!r}: its args have {key!r} already, which is where its model goes; leave it out of the args"
+            )
+    return orjson.dumps(own | entries).decode()
 
 
 def _object_text(step: str, root: str, value: object) -> str:
