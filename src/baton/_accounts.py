@@ -24,6 +24,7 @@ import orjson
 import psycopg
 from oban.job import Job
 
+from baton import _reserving
 from baton._codec import clean_text
 from baton._deadline import end, pause_after, within
 from baton._names import uuid7
@@ -69,7 +70,7 @@ class Pricing(Protocol):
     def cost(self, usage: Usage, /, *, at: datetime) -> Price | None: ...
 
 
-class Books(Protocol):
+class Books(_reserving.Treasury, Protocol):
     """What the ledger needs of the engine."""
 
     async def record(self, usage: str, logs: str) -> None: ...
@@ -229,7 +230,21 @@ class Accounts:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
             return None
-        return None
+        return await _reserving.reserve(
+            self._claimant(), self.ledger.cost, request=request, model=model, reserve=reserve
+        )
+
+    async def may_start(self) -> None:
+        """Ask the run's budgets whether a step that will call models may start; see `_reserving.may_start`."""
+        if self.budgeted:
+            await _reserving.may_start(self._claimant())
+
+    def _claimant(self) -> _reserving.Claimant:
+        assert self.job.id is not None
+        assert self.job.attempted_at is not None
+        return _reserving.Claimant(
+            self.ledger.books, self.name, self.workflow_id, self.job.id, self.job.attempted_at
+        )
 
     def settle(self, entries: Sequence[Entry], reservation: UUID | None) -> None:
         """What was reserved comes to what these used; with their rows, in one commit."""
@@ -238,8 +253,8 @@ class Accounts:
 
     async def release(self, reservation: UUID | None, error: BaseException | None) -> None:
         """A call came to nothing: free what was reserved for it, or charge it, as its error says. None: it needed nothing."""
-        if reservation is None:
-            return
+        if reservation is not None:
+            await _reserving.end(self.ledger.books, reservation, error)
 
     async def snapshot(self, value: object) -> str | None:
         """A value as it is captured, redacted and cut, at this moment; None where nothing is captured."""
@@ -281,7 +296,7 @@ class Ledger:
         told: Callable[[Job, Usage, Price | None], object],
     ) -> None:
         self.pricing = pricing
-        self._books = books
+        self.books = books
         self._told = told
         # Plain steps record from their threads. Held for moments only.
         self._lock = threading.Lock()
@@ -337,7 +352,7 @@ class Ledger:
 
     async def read_stored(self, accounts: Accounts, key: str) -> str | None:
         """JSON text of what a step stored under a key, in this attempt or an earlier one; None where it stored nothing."""
-        return await self._books.read_stored(accounts.step_id, key)
+        return await self.books.read_stored(accounts.step_id, key)
 
     async def store(
         self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
@@ -371,7 +386,7 @@ class Ledger:
                     held = await within(
                         _CALL_SECONDS,
                         _as_coroutine(
-                            self._books.store_call(
+                            self.books.store_call(
                                 accounts.job.id, accounts.job.attempted_at, key, value, usage, shown
                             )
                         ),
@@ -482,7 +497,7 @@ class Ledger:
     async def _deliver(self, entries: list[Entry], logs: list[Log]) -> None:
         await self._price(entries)
         try:
-            await within(_CALL_SECONDS, _as_coroutine(self._books.record(_rows(entries), _rows(logs))))
+            await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
         except psycopg.Error as error:
             if _may_pass(error):
                 raise
@@ -508,6 +523,15 @@ class Ledger:
         unpriced = [entry for entry in unpriced if not entry.is_priced]
         if unpriced:
             await asyncio.to_thread(self._priced, unpriced)
+
+    def cost(self, usage: Usage) -> Decimal | None:
+        """What so much would cost now; None is unknown. It may take its time."""
+        try:
+            price = None if self.pricing is None else self.pricing.cost(usage, at=datetime.now(UTC))
+        except Exception:
+            logger.exception("the pricing failed for model %r; the cost of its call is unknown", usage.model)
+            return None
+        return None if price is None else price.cost
 
     def _priced(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

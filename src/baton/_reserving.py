@@ -1,5 +1,5 @@
-"""Asks the budgets of a run for leave before a call of a model is made, and gives back or charges what was set aside for one that
-came to nothing. What a call used is settled with its row, by `_accounts`.
+"""Asks the budgets of a run for leave before a call of a model is made, and gives back or charges what was set aside for one
+that came to nothing. What a call used is settled with its row, by `_accounts`.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from baton.errors import BudgetExhausted, InvalidOption, ResultError, UnpricedMo
 
 logger = logging.getLogger("baton.step")
 
-# Calls that are under way may turn out cheaper than what is set aside for them. So long a call waits for that where it is, for to
-# begin the step anew would make the calls before it again; looking twice as seldom each time.
+# Calls that are under way may turn out cheaper than what is set aside for them. So long a call waits for that where it is, as to
+# begin the step anew would make its earlier calls again; and looks half as often each time.
 _PATIENCE = 30.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -161,7 +161,8 @@ async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | N
         await treasury.end_reservations([reservation_id], charged=charged)
     except (psycopg.Error, OSError, TimeoutError) as failure:
         logger.warning(
-            "what was set aside for a call stays so until its attempt has ended, and is charged then: %s", failure
+            "what was set aside for a call stays so until its attempt has ended, and is charged then: %s",
+            failure,
         )
 
 
@@ -199,9 +200,7 @@ def _asked_for(
     return _Asked(price(usage), tokens, estimate.model)
 
 
-async def _undone_if_cancelled(
-    claimant: Claimant, reservation_id: UUID, asked: _Asked
-) -> Mapping[str, Any]:
+async def _undone_if_cancelled(claimant: Claimant, reservation_id: UUID, asked: _Asked) -> Mapping[str, Any]:
     """Reserve. A cancel that comes meanwhile must leave nothing set aside for a call that is never made."""
 
     async def ask() -> Mapping[str, Any]:
