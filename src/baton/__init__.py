@@ -19,6 +19,7 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._budget import Budget, Reserve
 from baton._declare import Ref, Step, StepJob, step
 from baton._outcomes import Cancel, Snooze
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._llm import LLMWorker
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
@@ -74,6 +76,7 @@ __all__ = [
     "GenaiPrices",
     "Graph",
     "Group",
+    "LLMWorker",
     "LabelCost",
     "Layout",
     "ModelCall",
@@ -120,6 +123,7 @@ __all__ = [
     "doctor",
     "errors",
     "events",
+    "llm_step",
     "migration",
     "once",
     "multi_model",
@@ -147,6 +151,7 @@ _LAZY = {
     "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
+    "LLMWorker": "baton._llm",
     "Layout": "baton._layout",
     "Neighbour": "baton.query",
     "Progress": "baton.snapshot",

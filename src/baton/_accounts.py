@@ -226,6 +226,11 @@ class Accounts:
         self.ledger.add([entry])
         return entry
 
+    async def check(self) -> None:
+        """Ask, before an LLM step begins, whether a budget of its run is exhausted."""
+        if not self.budgeted:
+            return
+
     async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
