@@ -227,9 +227,9 @@ class Accounts:
         return entry
 
     async def check(self) -> None:
-        """Ask, before an LLM step begins, whether a budget of its run is exhausted."""
-        if not self.budgeted:
-            return
+        """Ask, before an LLM step begins, whether a budget of its run is exhausted; see `_reserving.may_start`."""
+        if self.budgeted:
+            await _reserving.may_start(self._claimant())
 
     async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
@@ -238,11 +238,6 @@ class Accounts:
         return await _reserving.reserve(
             self._claimant(), self.ledger.cost, request=request, model=model, reserve=reserve
         )
-
-    async def may_start(self) -> None:
-        """Ask the run's budgets whether a step that will call models may start; see `_reserving.may_start`."""
-        if self.budgeted:
-            await _reserving.may_start(self._claimant())
 
     def _claimant(self) -> _reserving.Claimant:
         assert self.job.id is not None
