@@ -29,8 +29,7 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, otel, pricing, stats, telemetry, testing
-    from baton import doctor, errors, events, migration, multi_model, otel, telemetry, testing
+    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -125,8 +124,8 @@ __all__ = [
     "events",
     "llm_step",
     "migration",
-    "once",
     "multi_model",
+    "once",
     "otel",
     "pricing",
     "progress",
@@ -208,7 +207,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton.stats",
-    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }
