@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from baton import _dollars, _store
 from baton._declare import Ref
 from baton._engine import Engine
+from baton._totals import Totals
 from baton._usage import Usage
 from baton.errors import InvalidOption, QueryTimeout, RunNotFound
 from baton.pricing import Price, Pricing, price_of
@@ -37,45 +38,6 @@ _MOST_ROWS = 10_000
 # Repriced in one statement.
 _BATCH = 1_000
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What some calls of models came to.
-
-    A number of tokens is the sum of those that are known, and None where none is.
-
-    Attributes:
-        calls: How many calls.
-        input_tokens: All that went in, those of caches included.
-        output_tokens: All that came out, reasoning included.
-        cache_read_tokens: Of the input, those read from a cache.
-        cache_write_tokens: Of the input, those put into one.
-        reasoning_tokens: Of the output, those of reasoning.
-        cost_usd: What the calls with a known cost came to, to the last digit; None where no cost is known.
-        unpriced: Calls whose cost is not known.
-    """
-
-    calls: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cache_read_tokens: int | None
-    cache_write_tokens: int | None
-    reasoning_tokens: int | None
-    cost_usd: Decimal | None
-    unpriced: int
-
-    @property
-    def is_lower_bound(self) -> bool:
-        """Whether more may have been spent than `cost_usd`: a call has no known cost."""
-        return self.unpriced > 0
-
-    @property
-    def cost_text(self) -> str:
-        """The cost as people read it: `$1.20`, `at least $1.20`, `unknown`."""
-        if self.cost_usd is None:
-            return "unknown"
-        return ("at least " if self.is_lower_bound else "") + _dollars.text(self.cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +197,7 @@ class Stats:
         asked = {"ids": list(dict.fromkeys(ids)), "name_prefix": _beginning(name_prefix)}
         async with self._reading("the totals of runs", _RUN_SECONDS) as conn:
             rows = await self._rows(conn, "read_cost_of_runs", asked)
-        return {str(row["workflow_id"]): _totals(row) for row in rows}
+        return {str(row["workflow_id"]): Totals.of(row) for row in rows}
 
     async def steps_for_workflow(
         self, run_id: str | UUID, *, limit: int = _MOST_ROWS, name_prefix: str = ""
@@ -257,7 +219,7 @@ class Stats:
                 attempt=row["attempt"],
                 provider=row["provider"],
                 model=row["model"],
-                totals=_totals(row),
+                totals=Totals.of(row),
                 latency=_seconds(row["latency_ms"]),
                 prices=tuple(row["prices"] or ()),
             )
@@ -310,7 +272,7 @@ class Stats:
             QueryTimeout: There are too many.
         """
         (row,) = await self._report("read_cost", from_, to, name_prefix)
-        return _totals(row)
+        return Totals.of(row)
 
     async def cost_by_model(
         self,
@@ -328,7 +290,7 @@ class Stats:
             limit: 1 to 10,000.
         """
         rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit, run_id)
-        return tuple(ModelCost(row["provider"], row["model"], _totals(row)) for row in rows)
+        return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def cost_by_label(
         self,
@@ -340,7 +302,7 @@ class Stats:
     ) -> tuple[LabelCost, ...]:
         """As `totals`, by the name of the runs, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_label", from_, to, name_prefix, limit)
-        return tuple(LabelCost(row["label"], _totals(row)) for row in rows)
+        return tuple(LabelCost(row["label"], Totals.of(row)) for row in rows)
 
     async def cost_by_step(
         self,
@@ -352,7 +314,7 @@ class Stats:
     ) -> tuple[StepsCost, ...]:
         """As `totals`, by the names of run and step, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_step", from_, to, name_prefix, limit)
-        return tuple(StepsCost(row["label"], row["step"], _totals(row)) for row in rows)
+        return tuple(StepsCost(row["label"], row["step"], Totals.of(row)) for row in rows)
 
     async def cost_by_day(
         self,
@@ -364,7 +326,7 @@ class Stats:
     ) -> tuple[DayCost, ...]:
         """As `totals`, by day in UTC, the latest first. Days without a call are left out."""
         rows = await self._report("read_cost_by_day", from_, to, name_prefix, limit)
-        return tuple(DayCost(row["day"], _totals(row)) for row in rows)
+        return tuple(DayCost(row["day"], Totals.of(row)) for row in rows)
 
     # --- prices -------------------------------------------------------------------------------------
 
@@ -480,17 +442,6 @@ def _usage(row: Mapping[str, Any]) -> Usage:
         service_tier=row["service_tier"],
         units=row["units"],
         **{kind: row[kind] for kind in _TOKENS},
-    )
-
-
-def _totals(row: Mapping[str, Any]) -> Totals:
-    cost = row["cost_usd"]
-    return Totals(
-        calls=row["calls"],
-        # The database's sum of whole numbers may be larger than its whole numbers.
-        **{kind: None if row[kind] is None else int(row[kind]) for kind in _TOKENS},
-        cost_usd=None if cost is None else _dollars.plain(cost),
-        unpriced=row["unpriced"],
     )
 
 
