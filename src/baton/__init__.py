@@ -19,9 +19,8 @@ Everything here is loaded when it is first used, so that importing Baton to defi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._budget import Budget, Reserve
-from baton._declare import Ref, Step, StepJob, step
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
     from baton._usage import Usage
+    from baton.budgets import BudgetLine, Budgets, BudgetStatus
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
@@ -65,6 +65,9 @@ __all__ = [
     "BatonError",
     "Box",
     "Budget",
+    "BudgetLine",
+    "BudgetStatus",
+    "Budgets",
     "Cancel",
     "Cause",
     "Chunk",
@@ -143,6 +146,9 @@ __all__ = [
 _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
+    "BudgetLine": "baton.budgets",
+    "BudgetStatus": "baton.budgets",
+    "Budgets": "baton.budgets",
     "Cause": "baton.why",
     "Chunk": "baton.snapshot",
     "Edge": "baton._layout",
