@@ -1,10 +1,10 @@
-"""What the outcome of an LLM step means: usage that its result carries is recorded, and a provider that is full is waited for."""
+"""What the outcome of an LLM step means: usage that a result carries is recorded, a provider that is full is waited for."""
 
 import logging
 import math
 import random
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from oban.job import Job, Record
 from oban.job import Snooze as ObanSnooze
@@ -107,4 +107,4 @@ def _snooze(job: Job, error: Exception) -> ObanSnooze:
         seconds,
     )
     # Oban's, which a job outside of any workflow may return as well.
-    return ObanSnooze(cast("int", math.ceil(seconds)))
+    return ObanSnooze(math.ceil(seconds))

@@ -236,7 +236,7 @@ async def _make[T](
         if outer is None
         else None
     )
-    sent = await accounts.snapshot(request)
+    sent = None if request is None else accounts.snapshot(request)
     under_way = _Call(accounts, key, reservation)
     token = _under_way.set(under_way)
     began = time.monotonic()
@@ -265,9 +265,10 @@ async def _make[T](
     else:
         await _there(accounts, accounts.release(reservation, None))
     _pass_on(outer, entries)
-    got = await accounts.snapshot(value)
     call_id = entries[0].id if entries else uuid7()
-    logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, response=got)
+    logs = accounts.capture(
+        call_id, key=key, model=asked_for, request=sent, response=accounts.snapshot(value)
+    )
     return _Made(value, entries, logs)
 
 

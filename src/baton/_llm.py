@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oban.decorators import worker
@@ -12,7 +12,7 @@ from baton import _answers, _step
 from baton._declare import jittered
 from baton.errors import InvalidOption
 
-type _Process = Callable[[Any, Job], Awaitable[Any]]
+type _Process = Callable[[Any, Job], Coroutine[Any, Any, Any]]
 
 
 class LLMWorker:
@@ -44,7 +44,7 @@ class LLMWorker:
         if "timeout" in options:
             cls._seconds = _checked(options.pop("timeout"))
         if "process" in cls.__dict__:
-            cls.process = _answering(cls.process)  # type: ignore[method-assign]
+            cls.process = _answering(cls.process)  # type: ignore[assignment, method-assign]
         inherited: dict[str, Any] = getattr(cls, "_opts", {"queue": "llm"})
         worker(**{"oban": getattr(cls, "_oban_name", "Oban"), **inherited, **options})(cls)
 
