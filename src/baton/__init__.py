@@ -28,8 +28,19 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import debug, doctor, errors, events, migration, otel, telemetry, testing
-    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
+    from baton import (
+        debug,
+        doctor,
+        errors,
+        events,
+        migration,
+        multi_model,
+        otel,
+        pricing,
+        stats,
+        telemetry,
+        testing,
+    )
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -41,9 +52,8 @@ if TYPE_CHECKING:
     from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
-    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
-    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
+    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
         Chunk,
@@ -69,9 +79,9 @@ __all__ = [
     "Cancel",
     "Cause",
     "Chunk",
+    "DayCost",
     "DebugLog",
     "DebugLogPage",
-    "DayCost",
     "Edge",
     "Explanation",
     "FailedAttempt",
