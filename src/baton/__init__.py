@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
+    from baton._totals import Totals
     from baton._usage import Usage
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
-    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -222,7 +223,7 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
-    "Totals": "baton.stats",
+    "Totals": "baton._totals",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

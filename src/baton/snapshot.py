@@ -16,6 +16,7 @@ from psycopg.rows import class_row, kwargs_row
 from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
+from baton._totals import TOKENS, Totals, add_up
 from baton.events import WorkflowFinished
 
 
@@ -100,6 +101,7 @@ class StepStatus:
         snoozed: How many times it snoozed; 0 once the job is pruned.
         progress: How far its present attempt said it is, or its last one; None if that said nothing.
         chunks: How many chunks that attempt has streamed.
+        usage: What calls of models used and cost, in all of its attempts; None without calls.
     """
 
     name: str
@@ -122,6 +124,7 @@ class StepStatus:
     snoozed: int = 0
     progress: Progress | None = None
     chunks: int = 0
+    usage: Totals | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -171,6 +174,11 @@ class RunStatus:
 
     run: RunSummary
     steps: tuple[StepStatus, ...]
+
+    @property
+    def usage(self) -> Totals | None:
+        """What calls of models used and cost, in all steps; None without calls."""
+        return add_up(step.usage for step in self.steps)
 
     @property
     def state(self) -> RunState:
@@ -338,7 +346,9 @@ def _step_status(
     progress = None
     if done is not None and progress_at is not None:
         progress = Progress(done, total, message, progress_at.astimezone(UTC))
-    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
+    spent = {name: fields.pop(name) for name in ("calls", *TOKENS, "cost_usd", "unpriced")}
+    usage = Totals.of(spent) if spent["calls"] else None
+    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, usage=usage, **fields)
 
 
 async def read_stream(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus
+from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus, Totals
+from baton._totals import moved
 from baton.web import _shapes
 from baton.web._errors import Refused
 
@@ -58,17 +59,19 @@ class Moves:
 
 @dataclass(slots=True)
 class _Tally:
-    """Steps of a group by state, which failed, when the first began and when the last ended."""
+    """Steps of a group by state, which failed, when the first began and when the last ended, and what they cost."""
 
     counts: Counter[StepState] = field(default_factory=Counter)
     failed: dict[StepState, set[int]] = field(default_factory=lambda: {state: set() for state in _FAILED})
     started_at: datetime | None = None
     settled_at: datetime | None = None
+    usage: Totals | None = None
 
-    def move(self, before: StepState | None, step: StepStatus) -> None:
+    def move(self, before: StepStatus | None, step: StepStatus) -> None:
         if before is not None:
-            self.counts[before] -= 1
-            self.failed.get(before, set()).discard(step.position)
+            self.counts[before.state] -= 1
+            self.failed.get(before.state, set()).discard(step.position)
+        self.usage = moved(self.usage, before.usage if before else None, step.usage)
         self.counts[step.state] += 1
         if step.state in self.failed:
             self.failed[step.state].add(step.position)
@@ -87,6 +90,7 @@ class _Tally:
             "failed": shown,
             "started_at": self.started_at,
             "settled_at": self.settled_at if ended else None,
+            "usage": _shapes.usage(self.usage),
         }
 
 
@@ -154,6 +158,7 @@ class View(Moves):
         self._groups = {box: _Tally() for box, group in drawing.boxes if group}
         self._steps: dict[str, StepStatus] = {}
         self._counts: Counter[StepState] = Counter()
+        self._usage: Totals | None = None
         # Box to the number of its last change; what changed last comes last.
         self._changed: OrderedDict[str, int] = OrderedDict()
         self._written: dict[str, bytes] = {}
@@ -174,17 +179,17 @@ class View(Moves):
             if box is None:
                 self.over = True
                 continue
-            old = None if before is None else before.state
-            if old is not None:
-                self._counts[old] -= 1
+            if before is not None:
+                self._counts[before.state] -= 1
             self._counts[after.state] += 1
+            self._usage = moved(self._usage, before.usage if before else None, after.usage)
             tally = self._groups.get(box)
             if tally is None:
                 self._steps[box] = after
-            elif old is after.state:
+            elif before is not None and before.state is after.state and before.usage == after.usage:
                 continue
             else:
-                tally.move(old, after)
+                tally.move(before, after)
             self._changed[box] = self.version
             self._changed.move_to_end(box)
             self._written.pop(box, None)
@@ -199,9 +204,10 @@ class View(Moves):
                 if self._changed[box] <= since:
                     break
                 boxes.append(b'"%s":%s' % (box.encode(), self._box(box)))
-            found = b'"run":%s,"counts":%s,"boxes":{%s}' % (
+            found = b'"run":%s,"counts":%s,"usage":%s,"boxes":{%s}' % (
                 _shapes.dumps(_shapes.run(self._run)),
                 _shapes.dumps(_shapes.counts(self._counts)),
+                _shapes.dumps(_shapes.usage(self._usage)),
                 b",".join(boxes),
             )
             self._messages[since] = found

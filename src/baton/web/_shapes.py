@@ -1,14 +1,16 @@
 """What the page reads: runs and steps as JSON."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import orjson
 
-from baton import RunState, RunSummary, StepState, StepStatus
+from baton import RunState, RunSummary, StepState, StepStatus, Totals, _dollars
 from baton._error_line import error_line
 
 _LONGEST_ERROR = 300
+_LARGEST = 2**53 - 1
 
 
 def dumps(value: Any) -> bytes:
@@ -59,7 +61,35 @@ def step(status: StepStatus) -> dict[str, Any]:
         "progress": progress
         and {"done": progress.done, "total": progress.total, "message": progress.message},
         "chunks": status.chunks,
+        "usage": usage(status.usage),
     }
+
+
+def usage(totals: Totals | None) -> dict[str, Any] | None:
+    """What calls of models used and cost; money as text, exactly. None without calls."""
+    if totals is None:
+        return None
+    return {
+        "calls": totals.calls,
+        "input_tokens": _number(totals.input_tokens),
+        "output_tokens": _number(totals.output_tokens),
+        "cache_read_tokens": _number(totals.cache_read_tokens),
+        "cache_write_tokens": _number(totals.cache_write_tokens),
+        "reasoning_tokens": _number(totals.reasoning_tokens),
+        "cost_usd": money(totals.cost_usd),
+        "cost": totals.cost_text,
+        "unpriced": totals.unpriced,
+    }
+
+
+def money(amount: Decimal | None) -> str | None:
+    """All digits of it."""
+    return None if amount is None else _dollars.digits(amount)
+
+
+def _number(value: int | None) -> int | None:
+    """As large as a browser counts."""
+    return None if value is None else min(value, _LARGEST)
 
 
 def counts(by_state: Mapping[RunState, int] | Mapping[StepState, int]) -> dict[str, int]:
