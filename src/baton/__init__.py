@@ -224,7 +224,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton._totals",
-    "Totals": "baton.stats",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

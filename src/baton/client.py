@@ -111,6 +111,8 @@ class Baton:
         redact: Called with what is captured of a call, part by part, after secrets were taken out; returns what is stored.
             It runs in a thread. When it raises, or takes 10 seconds, nothing is stored of the call but that.
         debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
+        stats_max_age: Seconds that is kept what calls of models used and cost, of runs that have ended. None keeps it for ever,
+            also when the run is pruned.
         on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
             least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
             again later, here or in another process with the same `consumer`.
@@ -139,6 +141,7 @@ class Baton:
         prune: bool = False,
         prune_limit: int = 10_000,
         debug_log_max_age: float | None = None,
+        stats_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
         pricing: Pricing | None = None,
@@ -174,15 +177,16 @@ class Baton:
         if not isinstance(prune, bool):
             raise InvalidOption(f"prune is {prune!r}; it must be True or False")
         _check_number("prune_limit", prune_limit, "steps from 1 up, at most 1e9", at_least=1, at_most=_MOST)
-        if debug_log_max_age is not None:
-            wanted = "seconds from 0 up, at most 1e9, or None"
-            _check_number("debug_log_max_age", debug_log_max_age, wanted, at_least=0, at_most=_MOST)
         if not isinstance(debug, bool):
             raise InvalidOption(f"debug is {debug!r}; it must be True or False")
         if redact is not None and (not callable(redact) or inspect.iscoroutinefunction(redact)):
             raise InvalidOption(
                 "redact must be a function, no `async` one, that takes what is captured and returns it"
             )
+        for option, age in (("debug_log_max_age", debug_log_max_age), ("stats_max_age", stats_max_age)):
+            if age is not None:
+                wanted = "seconds from 0 up, at most 1e9, or None"
+                _check_number(option, age, wanted, at_least=0, at_most=_MOST)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         if consumer == WORKFLOW_FAILED:
@@ -209,6 +213,7 @@ class Baton:
             prune=prune,
             prune_limit=int(prune_limit),
             debug_log_max_age=debug_log_max_age,
+            stats_max_age=stats_max_age,
         )
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
@@ -299,8 +304,8 @@ class Baton:
         Raises:
             NotStarted: Before the start.
         """
-        self._started()
-        return Stats(self._connection, self._prefix)
+        engine, _, _ = self._started()
+        return Stats(self._connection, self._prefix, engine, self._pricing or GenaiPrices())
 
     async def __aenter__(self) -> Self:
         return await self.start()
