@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 
 import click
 
-from baton import Baton, Run, RunStatus, StepState, _foreground, _terminal, _watch
+from baton import Baton, Run, RunStatus, StepState, Totals, _foreground, _terminal, _watch
 from baton.errors import StepFailed
 from baton.examples.research_brief.asking import QUEUE, Endpoint
 
 # Also to resume, and before the start: whoever works on the queue must have the code of the steps.
 from baton.examples.research_brief.workflow import TOPIC, research
-from baton.stats import Totals
 
 if TYPE_CHECKING:
     from baton.web._serve import Page
