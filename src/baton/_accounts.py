@@ -24,6 +24,7 @@ import orjson
 import psycopg
 from oban.job import Job
 
+from baton import _reserving
 from baton._capture import Captured, Hook, Redactor, Shown
 from baton._codec import clean_text
 from baton._deadline import end, pause_after, within
@@ -55,7 +56,7 @@ _MOST_SEEN = 1_000_000
 _PASSING = ("08", "25", "40", "53", "55", "57", "58")
 
 
-class Books(Protocol):
+class Books(_reserving.Treasury, Protocol):
     """What the ledger needs of the engine."""
 
     async def record(self, usage: str, logs: str) -> None: ...
@@ -218,15 +219,24 @@ class Accounts:
         return entry
 
     async def check(self) -> None:
-        """Ask, before an LLM step begins, whether a budget of its run is exhausted."""
-        if not self.budgeted:
-            return
+        """Ask, before an LLM step begins, whether a budget of its run is exhausted; see `_reserving.may_start`."""
+        if self.budgeted:
+            await _reserving.may_start(self._claimant())
 
     async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
             return None
-        return None
+        return await _reserving.reserve(
+            self._claimant(), self.ledger.cost, request=request, model=model, reserve=reserve
+        )
+
+    def _claimant(self) -> _reserving.Claimant:
+        assert self.job.id is not None
+        assert self.job.attempted_at is not None
+        return _reserving.Claimant(
+            self.ledger.books, self.name, self.workflow_id, self.job.id, self.job.attempted_at
+        )
 
     def settle(self, entries: Sequence[Entry], reservation: UUID | None) -> None:
         """What was reserved comes to what these used; with their rows, in one commit."""
@@ -235,8 +245,8 @@ class Accounts:
 
     async def release(self, reservation: UUID | None, error: BaseException | None) -> None:
         """A call came to nothing: free what was reserved for it, or charge it, as its error says. None: it needed nothing."""
-        if reservation is None:
-            return
+        if reservation is not None:
+            await _reserving.end(self.ledger.books, reservation, error)
 
     def snapshot(self, value: object) -> Copy | None:
         """A copy of a value as it is now; None where nothing is captured."""
@@ -310,7 +320,7 @@ class Ledger:
         self.pricing = pricing
         self._debug = debug
         self._redactor = Redactor(redact)
-        self._books = books
+        self.books = books
         self._told = told
         # Plain steps record from their threads. Held for moments only.
         self._lock = threading.Lock()
@@ -366,7 +376,7 @@ class Ledger:
 
     async def read_stored(self, accounts: Accounts, key: str) -> str | None:
         """JSON text of what a step stored under a key, in this attempt or an earlier one; None where it stored nothing."""
-        return await self._books.read_stored(accounts.step_id, key)
+        return await self.books.read_stored(accounts.step_id, key)
 
     async def store(
         self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
@@ -401,7 +411,7 @@ class Ledger:
                     held = await within(
                         _CALL_SECONDS,
                         _as_coroutine(
-                            self._books.store_call(
+                            self.books.store_call(
                                 accounts.job.id, accounts.job.attempted_at, key, value, usage, shown
                             )
                         ),
@@ -514,7 +524,7 @@ class Ledger:
         await self._price(entries)
         await self._redact(logs)
         try:
-            await within(_CALL_SECONDS, _as_coroutine(self._books.record(_rows(entries), _rows(logs))))
+            await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
         except psycopg.Error as error:
             if _may_pass(error):
                 raise
@@ -536,6 +546,11 @@ class Ledger:
         unpriced = [entry for entry in entries if not entry.is_priced]
         if unpriced:
             await asyncio.to_thread(self._ask_for_prices, unpriced)
+
+    def cost(self, usage: Usage) -> Decimal | None:
+        """What so much would cost now; None is unknown. It may take its time."""
+        price = price_of(self.pricing, usage, at=datetime.now(UTC))
+        return None if price is None else price.cost
 
     def _ask_for_prices(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
