@@ -348,6 +348,7 @@ async def test_a_cancel_by_oban_scans_no_table(steps: Steps) -> None:
         "SELECT baton_deliver(NULL, '{{code}}', 100, 60)",
         "SELECT baton_prune(100, 0, NULL)",
         "SELECT baton_prune_debug_logs(60, 100)",
+        "SELECT baton_prune_stats(60, 100)",
     ],
 )
 async def test_a_verb_on_a_run_scans_no_table(steps: Steps, call: str) -> None:

@@ -20,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from baton._budget import Budget, Reserve
-from baton._declare import Ref, Step, StepJob, step
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
@@ -28,11 +28,24 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
+    from baton import (
+        debug,
+        doctor,
+        errors,
+        events,
+        migration,
+        multi_model,
+        otel,
+        pricing,
+        stats,
+        telemetry,
+        testing,
+    )
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._llm import LLMWorker
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
@@ -41,7 +54,7 @@ if TYPE_CHECKING:
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
-    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
+    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
         Chunk,
@@ -68,12 +81,15 @@ __all__ = [
     "Cause",
     "Chunk",
     "DayCost",
+    "DebugLog",
+    "DebugLogPage",
     "Edge",
     "Explanation",
     "FailedAttempt",
     "GenaiPrices",
     "Graph",
     "Group",
+    "LLMWorker",
     "LabelCost",
     "Layout",
     "ModelCall",
@@ -117,9 +133,11 @@ __all__ = [
     "WorkflowFinished",
     "call_llm",
     "current",
+    "debug",
     "doctor",
     "errors",
     "events",
+    "llm_step",
     "migration",
     "multi_model",
     "once",
@@ -142,11 +160,14 @@ _LAZY = {
     "Box": "baton._layout",
     "Cause": "baton.why",
     "Chunk": "baton.snapshot",
+    "DebugLog": "baton.query",
+    "DebugLogPage": "baton.query",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
+    "LLMWorker": "baton._llm",
     "Layout": "baton._layout",
     "Neighbour": "baton.query",
     "Progress": "baton.snapshot",
@@ -171,10 +192,10 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
-    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",
+    "debug": "baton.debug",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
@@ -203,7 +224,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton._totals",
-    "Totals": "baton.stats",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

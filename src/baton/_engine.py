@@ -20,7 +20,7 @@ import orjson
 from psycopg import AsyncConnection, DatabaseError, IsolationLevel, OperationalError, ProgrammingError
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 from psycopg.pq import TransactionStatus
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.numeric import Int8, Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 
@@ -333,6 +333,22 @@ class Engine:
         return int(
             await self._value("SELECT /* schema */baton_prune_debug_logs(%s, %s::integer)", age, limit)
         )
+
+    async def prune_stats(self, age: float, limit: int) -> int:
+        """Delete what is recorded of calls older than `age` seconds, of runs that have ended; returns how many."""
+        return int(await self._value("SELECT /* schema */baton_prune_stats(%s, %s::integer)", age, limit))
+
+    async def read_calls_to_price(self, **asked: object) -> list[dict[str, Any]]:
+        """Calls of models whose cost may be another by the prices of today; see `read_calls_to_price.sql`."""
+        pool = await self.open()
+        async with pool.connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(_store.load("read_calls_to_price", self.prefix), asked, prepare=False)
+            return await cursor.fetchall()
+
+    async def price_calls(self, **columns: Sequence[object]) -> int:
+        """Write what calls cost by other prices, where nobody was faster; returns how many. See `price_calls.sql`."""
+        ((count,),) = await self._rows("price_calls", **columns)
+        return int(count)
 
     async def elect(
         self, name: str, node: str, elected_at: datetime | None, seconds: float

@@ -36,6 +36,7 @@ class Upkeep:
     prune: bool
     prune_limit: int
     debug_log_max_age: float | None
+    stats_max_age: float | None = None
 
 
 class Maintenance:
@@ -80,6 +81,7 @@ class Maintenance:
             repaired = await self._repair() if leader and not missing else 0
             pruned = await self._prune() if leader and self._upkeep.prune else Counter[str]()
             logs = await self._prune_debug_logs() if leader else 0
+            stats = await self._prune_stats() if leader else 0
             context.add(
                 {
                     "rescued": self._rescued,
@@ -88,6 +90,7 @@ class Maintenance:
                     "pruned": pruned["workflows"],
                     "deleted": dict(pruned),
                     "debug_logs": logs,
+                    "stats": stats,
                     "missing_triggers": missing,
                 }
             )
@@ -144,6 +147,10 @@ class Maintenance:
     async def _prune_debug_logs(self) -> int:
         age = self._upkeep.debug_log_max_age
         return 0 if age is None else await self._engine.prune_debug_logs(age, self._upkeep.prune_limit)
+
+    async def _prune_stats(self) -> int:
+        age = self._upkeep.stats_max_age
+        return 0 if age is None else await self._engine.prune_stats(age, self._upkeep.prune_limit)
 
 
 def _failure(run: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from oban.job import Snooze as ObanSnooze
 
 from baton import _codec
 from baton._accounts import Accounts
+from baton._answers import of_llm_step
 from baton._declare import Step, registered
 from baton._outcomes import Cancel, Snooze
 from baton._reports import Report
@@ -93,11 +94,17 @@ class Attempt:
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""
-        if self.inputs is None:
-            if names is not None:
-                return _unwrap(await self.store.dependency_results(self.step_id, names))
-            self.inputs = await self.store.dependency_results(self.step_id, None)
-        return _unwrap({name: value for name, value in self.inputs.items() if names is None or name in names})
+        if self.inputs is None and names is not None:
+            found = _unwrap(await self.store.dependency_results(self.step_id, names))
+        else:
+            if self.inputs is None:
+                self.inputs = await self.store.dependency_results(self.step_id, None)
+            found = _unwrap(
+                {name: value for name, value in self.inputs.items() if names is None or name in names}
+            )
+        if self.accounts is not None:
+            self.accounts.saw(found)
+        return found
 
 
 def _unwrap(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,10 +377,14 @@ class StepWorker:
         step = registered(name)
         if attempt is None or step is None:
             return park(job, _unknown(name, in_workflow=attempt is not None))
+        if step.options.llm and attempt.accounts is not None:
+            await attempt.accounts.check()
         arguments = await _arguments(step, job, attempt)
         if step.is_async:
-            return await _run_async(step, arguments, _timeout(step, job))
-        return await _run_plain(step, arguments, _timeout(step, job), attempt)
+            work = _run_async(step, arguments, _timeout(step, job))
+        else:
+            work = _run_plain(step, arguments, _timeout(step, job), attempt)
+        return await (of_llm_step(job, attempt.accounts, work) if step.options.llm else work)
 
     def backoff(self, job: Job) -> int:
         """Seconds until the next attempt: the step's own rule, or Oban's default."""

@@ -4,6 +4,7 @@ What is recorded of a call is a fact. It counts whatever became of the attempt t
 pruned. What is not known is None and never 0: of totals with such calls, the cost is the least that was spent.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from psycopg.rows import dict_row
 
 from baton import _dollars, _store
 from baton._declare import Ref
+from baton._engine import Engine
 from baton._totals import Totals
+from baton._usage import Usage
 from baton.errors import InvalidOption, QueryTimeout, RunNotFound
+from baton.pricing import Price, Pricing, price_of
 from baton.query import _aware, _beginning, _check_range, _id, _id_option, _text
 
 _RUN_SECONDS = 2
@@ -31,6 +35,9 @@ _ONE_MOMENT = (
 _MOST_RUNS = 1_000
 _MOST_CALLS = 1_000
 _MOST_ROWS = 10_000
+# Repriced in one statement.
+_BATCH = 1_000
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +158,16 @@ class Stats:
     """
 
     def __init__(
-        self, connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]], prefix: str
+        self,
+        connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        prefix: str,
+        engine: Engine,
+        pricing: Pricing,
     ) -> None:
         self._connection = connection
         self._prefix = prefix
+        self._engine = engine
+        self._pricing = pricing
 
     # --- runs ---------------------------------------------------------------------------------------
 
@@ -324,6 +337,44 @@ class Stats:
         rows = await self._report("read_cost_by_day", from_, to, name_prefix, limit)
         return tuple(DayCost(row["day"], Totals.of(row)) for row in rows)
 
+    # --- prices -------------------------------------------------------------------------------------
+
+    async def reprice(
+        self, from_: datetime | None = None, to: datetime | None = None, *, only_unpriced: bool = True
+    ) -> int:
+        """Price calls again that are recorded already, with the prices that this Baton has now, each as of its own time.
+
+        For models that had no price when they were called, or a wrong one. A call keeps its cost where no price is known now,
+        or where the step itself said what it cost. What budgets have spent stays as it is.
+
+        Calls are written a thousand at a time. Two who do it at once, or a second time, change nothing more; what was written
+        before an error stays.
+
+        Args:
+            from_: Only calls recorded at this moment or later; aware.
+            to: Only those before this; aware.
+            only_unpriced: Leave those alone whose cost is known.
+
+        Returns:
+            How many calls have another price now.
+        """
+        asked = {**_between(from_, to), "only_unpriced": bool(only_unpriced), "limit": _BATCH}
+        changed, at, id_ = 0, None, None
+        while True:
+            rows = await self._engine.read_calls_to_price(**asked, after_at=at, after_id=id_)
+            priced = await asyncio.to_thread(_priced, self._pricing, rows)
+            if priced:
+                changed += await self._engine.price_calls(
+                    ids=[row["id"] for row, _ in priced],
+                    befores=[row["cost_usd"] for row, _ in priced],
+                    costs=[price.cost for _, price in priced],
+                    sources=[price.source for _, price in priced],
+                    versions=[price.version for _, price in priced],
+                )
+            if len(rows) < _BATCH:
+                return changed
+            at, id_ = rows[-1]["inserted_at"], rows[-1]["id"]
+
     # --- how it is read -----------------------------------------------------------------------------
 
     async def _report(
@@ -374,6 +425,27 @@ class Stats:
 
 def _between(from_: datetime | None, to: datetime | None) -> dict[str, object]:
     return {"from": _aware("from_", from_), "to": _aware("to", to)}
+
+
+def _priced(pricing: Pricing, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Price]]:
+    """The calls whose price is another now, with that. May take its time."""
+    found = []
+    for row in rows:
+        price = price_of(pricing, _usage(row), at=row["inserted_at"].astimezone(UTC))
+        before = (row["cost_usd"], row["price_source"], row["price_version"])
+        if price is not None and before != (price.cost, price.source, price.version):
+            found.append((row, price))
+    return found
+
+
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(
+        model=row["model"],
+        provider=row["provider"],
+        service_tier=row["service_tier"],
+        units=row["units"],
+        **{kind: row[kind] for kind in _TOKENS},
+    )
 
 
 def _call(row: Mapping[str, Any]) -> ModelCall:

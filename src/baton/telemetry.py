@@ -27,6 +27,7 @@ STEP_COMPLETED: Final = "baton.step.completed"
 STEP_RETRYABLE: Final = "baton.step.retryable"
 STEP_DISCARDED: Final = "baton.step.discarded"
 STEP_CANCELLED: Final = "baton.step.cancelled"
+LLM_CALL: Final = "baton.llm.call"
 WORKFLOW_FINISHED: Final = "baton.workflow.finished"
 WORKFLOW_FAILED: Final = "baton.workflow.failed"
 RESCUED: Final = "baton.plugin.rescued"
@@ -44,6 +45,7 @@ STEP_EVENTS: Final = (
 )
 EVENTS: Final = (
     *STEP_EVENTS,
+    LLM_CALL,
     WORKFLOW_FINISHED,
     WORKFLOW_FAILED,
     RESCUED,

@@ -43,6 +43,8 @@ BEGIN
     FROM jsonb_to_recordset(p_logs) AS given (
       call_id uuid, workflow_id uuid, step_id bigint, step_name text, attempt integer, call_key text, model text, request jsonb,
       response jsonb, error text, context jsonb, age double precision)
+    -- Of a run that was pruned meanwhile, nobody would delete them.
+    WHERE EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = given.workflow_id)
     ORDER BY given.call_id
     ON CONFLICT (call_id) DO NOTHING;
   END IF;
