@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 import baton
 from baton import RunState, StepState
-from baton.query import Neighbour, StepOrder
 from baton.errors import ResultNotFound
+from baton.query import Neighbour, StepOrder
 from baton.web import _shapes, _streams
 from baton.web._actions import audit
 from baton.web._board import Board

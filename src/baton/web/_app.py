@@ -52,7 +52,7 @@ class Endpoint(Route):
     """One method of one path, and what it takes to use it.
 
     Attributes:
-        policy: `VIEW`, `PROMPTS`, or an action that the caller's Access must name; then the request must be our page's own, too.
+        policy: `VIEW`, `PROMPTS`, or an action that the caller's Access must name; then the request must be our page's own.
     """
 
     def __init__(self, method: str, path: str, handler: Handler, *, policy: str) -> None:

@@ -2,12 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from baton import BudgetStatus, ModelCall, ModelCost, RunState, RunSummary, StepState, StepStatus, Totals, _dollars
+from baton import (
+    ModelCall,
+    ModelCost,
+    RunState,
+    RunSummary,
+    StepState,
+    StepStatus,
+    Totals,
+    _dollars,
+)
 from baton._error_line import error_line
+
+if TYPE_CHECKING:
+    from baton import BudgetStatus
 
 _LONGEST_ERROR = 300
 _LARGEST = 2**53 - 1
@@ -110,7 +122,7 @@ def call(made: ModelCall) -> dict[str, Any]:
     }
 
 
-def budget(status: BudgetStatus) -> dict[str, Any]:
+def budget(status: "BudgetStatus") -> dict[str, Any]:
     """A budget of a run: of each limit that it has, what is spent and set aside. Not whose else it is."""
     return {
         "key": status.key,
@@ -120,7 +132,12 @@ def budget(status: BudgetStatus) -> dict[str, Any]:
         "on_exhausted": status.on_exhausted,
         "unpriced_calls": status.unpriced_calls,
         "lines": [
-            {"kind": kind, "total": show(line.total), "spent": show(line.spent), "reserved": show(line.reserved)}
+            {
+                "kind": kind,
+                "total": show(line.total),
+                "spent": show(line.spent),
+                "reserved": show(line.reserved),
+            }
             for kind, line, show in (
                 ("usd", status.usd, money),
                 ("tokens", status.tokens, _number),
