@@ -199,7 +199,6 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
-    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",
@@ -231,7 +230,6 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
-    "Usage": "baton._usage",
     "Totals": "baton._totals",
     "Usage": "baton._usage",
     "pricing": "baton.pricing",
