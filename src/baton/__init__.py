@@ -20,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from baton._budget import Budget, Reserve
-from baton._declare import Ref, Step, StepJob, step
+from baton._declare import Ref, Step, StepJob, llm_step, step
 from baton._outcomes import Cancel, Snooze
 from baton.errors import BatonError
 from baton.workflow import Workflow
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
     from baton._layout import Box, Edge, Layout
+    from baton._llm import LLMWorker
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
@@ -73,6 +74,7 @@ __all__ = [
     "GenaiPrices",
     "Graph",
     "Group",
+    "LLMWorker",
     "LabelCost",
     "Layout",
     "ModelCall",
@@ -119,6 +121,7 @@ __all__ = [
     "doctor",
     "errors",
     "events",
+    "llm_step",
     "migration",
     "multi_model",
     "once",
@@ -146,6 +149,7 @@ _LAZY = {
     "FailedAttempt": "baton.query",
     "Graph": "baton.snapshot",
     "Group": "baton._fold",
+    "LLMWorker": "baton._llm",
     "Layout": "baton._layout",
     "Neighbour": "baton.query",
     "Progress": "baton.snapshot",
@@ -170,7 +174,6 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
-    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",

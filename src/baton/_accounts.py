@@ -29,6 +29,7 @@ from baton._deadline import end, pause_after, within
 from baton._names import uuid7
 from baton._usage import Usage
 from baton.errors import InvalidResult
+from baton.pricing import Price, Pricing, given, price_of
 
 logger = logging.getLogger("baton.step")
 
@@ -48,25 +49,6 @@ _MOST_KEPT = 100_000
 _MOST_KEPT_BYTES = 64_000_000
 # SQLSTATE classes of what passes: the server is away, full or a standby, or somebody was faster.
 _PASSING = ("08", "25", "40", "53", "55", "57", "58")
-# Where the step itself said what the call cost.
-_GIVEN = "given"
-
-
-class Price(Protocol):
-    """What a call cost in USD, and by which prices."""
-
-    @property
-    def cost(self) -> Decimal: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def version(self) -> str | None: ...
-
-
-class Pricing(Protocol):
-    """Tells what calls cost. None: not known."""
-
-    def cost(self, usage: Usage, /, *, at: datetime) -> Price | None: ...
 
 
 class Books(Protocol):
@@ -79,13 +61,6 @@ class Books(Protocol):
     ) -> bool: ...
 
     async def read_stored(self, step_id: int, key: str) -> str | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    cost: Decimal
-    source: str = _GIVEN
-    version: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -227,6 +202,11 @@ class Accounts:
         self.ledger.add([entry])
         return entry
 
+    async def check(self) -> None:
+        """Ask, before an LLM step begins, whether a budget of its run is exhausted."""
+        if not self.budgeted:
+            return
+
     async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
@@ -279,7 +259,7 @@ class Ledger:
         self,
         books: Books,
         *,
-        pricing: Pricing | None,
+        pricing: Pricing,
         told: Callable[[Entry], object],
     ) -> None:
         self.pricing = pricing
@@ -504,22 +484,15 @@ class Ledger:
 
     async def _price(self, entries: Sequence[Entry]) -> None:
         unpriced = [entry for entry in entries if not entry.is_priced]
-        for entry in unpriced:
-            if entry.cost is not None:
-                entry.price, entry.is_priced = _Given(entry.cost), True
-        unpriced = [entry for entry in unpriced if not entry.is_priced]
         if unpriced:
-            await asyncio.to_thread(self._priced, unpriced)
+            await asyncio.to_thread(self._ask_for_prices, unpriced)
 
-    def _priced(self, entries: Sequence[Entry]) -> None:
+    def _ask_for_prices(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            try:
-                if self.pricing is not None:
-                    entry.price = self.pricing.cost(entry.usage, at=entry.at)
-            except Exception:
-                logger.exception(
-                    "the pricing failed for model %r; the cost of its call is unknown", entry.usage.model
-                )
+            if entry.cost is not None:
+                entry.price = given(entry.cost)
+            else:
+                entry.price = price_of(self.pricing, entry.usage, at=entry.at)
             entry.is_priced = True
 
     def _tell(self, entries: Sequence[Entry]) -> None:

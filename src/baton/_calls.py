@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import importlib
 import inspect
 import logging
 import threading
@@ -24,6 +23,7 @@ from uuid import UUID
 
 from baton import _codec, _step
 from baton._accounts import Accounts, Entry, Log
+from baton._answers import read_entries
 from baton._declare import resolved_hints
 from baton._fit import describe, is_unknown
 from baton._names import call_key, uuid7
@@ -33,10 +33,6 @@ from baton.errors import InvalidOption, InvalidResult, InvalidUsage, NoWorkflow,
 logger = logging.getLogger("baton.step")
 
 _PLAIN = (bool, int, float, str, type(None))
-
-
-def _reading() -> Any:
-    return importlib.import_module("baton._reading")
 
 
 def record_usage(
@@ -69,34 +65,13 @@ def record_usage(
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _accounts("baton.record_usage()")
-    usage, entries = _read(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
+    usage, entries = read_entries(
+        accounts, response, model=model, provider=provider, cost=cost, latency=latency
+    )
     call = _under_way.get()
     if call is None or call.accounts is not accounts or not call.take(entries):
         accounts.ledger.add(entries)
     return usage
-
-
-def _read(
-    accounts: Accounts,
-    response: object,
-    *,
-    model: str | None = None,
-    provider: str | None = None,
-    cost: object = None,
-    latency: float | None = None,
-    asked_for: str | None = None,
-) -> tuple[Usage, list[Entry]]:
-    reading = _reading()
-    usage: Usage = reading.read_usage(
-        response, model=model, provider=provider, latency=latency, asked_for=asked_for
-    )
-    stated = reading.checked_cost(cost) if cost is not None else reading.read_cost(response)
-    if stated is not None:
-        return usage, [Entry(accounts, usage, stated)]
-    calls: Sequence[Usage] = reading.read_calls(
-        response, model=model, provider=provider, latency=latency, asked_for=asked_for
-    )
-    return usage, [Entry(accounts, one) for one in calls]
 
 
 async def call_llm[T](
@@ -314,7 +289,7 @@ async def _awaited[T](call: Callable[[], Awaitable[T]]) -> T:
 
 def _read_value(accounts: Accounts, value: object, *, latency: float, asked_for: str | None) -> list[Entry]:
     try:
-        return _read(accounts, value, latency=latency, asked_for=asked_for)[1]
+        return read_entries(accounts, value, latency=latency, asked_for=asked_for)[1]
     except InvalidUsage as error:
         logger.warning(
             "what a call of %s in step %r used is not known: %s. Call baton.record_usage() in it with the model's answer",

@@ -10,6 +10,7 @@ import copy
 import functools
 import inspect
 import math
+import random
 import threading
 import types
 import typing
@@ -52,6 +53,7 @@ class StepOptions:
         scheduled_at: When the step may run at the earliest; aware.
         on_dep_cancelled: Called when a cancelled dependency has cancelled the step.
         on_dep_discarded: Called when a discarded dependency has cancelled the step.
+        llm: Whether it was declared with `@llm_step`.
 
     Raises:
         InvalidOption: A value that cannot work.
@@ -67,6 +69,7 @@ class StepOptions:
     scheduled_at: datetime | None = None
     on_dep_cancelled: DoomHook | None = None
     on_dep_discarded: DoomHook | None = None
+    llm: bool = False
 
     def __post_init__(self) -> None:
         queue_name(self.queue)
@@ -448,6 +451,90 @@ def step(
     if function is None:
         return lambda function: _declared(function, name, options)
     return _declared(function, name, options)
+
+
+@overload
+def llm_step[**P, R](  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    function: Callable[P, Coroutine[Any, Any, R | Snooze | Cancel]], /
+) -> AsyncStep[P, R]: ...
+
+
+@overload
+def llm_step[**P, R](function: Callable[P, R | Snooze | Cancel], /) -> PlainStep[P, R]: ...
+
+
+@overload
+def llm_step(
+    *,
+    queue: str = "llm",
+    max_attempts: int = 20,
+    priority: int = 0,
+    timeout: float | None = None,
+    tags: Iterable[str] = (),
+    backoff: Backoff | None = None,
+    on_dep_cancelled: DoomHook | None = None,
+    on_dep_discarded: DoomHook | None = None,
+    name: str | None = None,
+) -> _Decorator: ...
+
+
+def llm_step(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    queue: str = "llm",
+    max_attempts: int = 20,
+    priority: int = 0,
+    timeout: float | None = None,
+    tags: Iterable[str] = (),
+    backoff: Backoff | None = None,
+    on_dep_cancelled: DoomHook | None = None,
+    on_dep_discarded: DoomHook | None = None,
+    name: str | None = None,
+) -> Any:
+    """Declare a step that calls models: as `@step`, with the queue `llm` and a backoff that differs from step to step.
+
+    If it returns a dict with the key `llm_usage`, that is recorded and taken out of the result; `baton.record_usage`,
+    `call_llm` and `once` work in every step. An error that says that the provider has no room, such as a 429, makes it snooze
+    for as long as the provider asks, which uses no attempt. In a run with a budget, an attempt asks first whether that is
+    exhausted.
+
+    Args:
+        queue: As for `step`, and so are all the others.
+        max_attempts: Attempts, the first included, before the step is discarded.
+        priority: 0 (first) to 9 (last) among the available jobs of the queue.
+        timeout: Seconds an attempt may run; None is no limit.
+        tags: Labels of the job.
+        backoff: Seconds to wait after the attempt of that number failed; None is 2, 4, 8... up to 300, of which the last half
+            is left to chance, so that steps that failed together do not come back together.
+        on_dep_cancelled: Called when a cancelled dependency has cancelled the step.
+        on_dep_discarded: Called when a discarded dependency has cancelled the step.
+        name: What the step is registered under, and stored as; `module.qualname` unless given.
+
+    Raises:
+        InvalidOption: As for `step`.
+        InvalidName: As for `step`.
+        DuplicateStep: As for `step`.
+    """
+    options = StepOptions(
+        queue=queue,
+        max_attempts=max_attempts,
+        priority=priority,
+        timeout=timeout,
+        tags=checked_tags(tags),
+        backoff=jittered if backoff is None else backoff,
+        on_dep_cancelled=on_dep_cancelled,
+        on_dep_discarded=on_dep_discarded,
+        llm=True,
+    )
+    if function is None:
+        return lambda function: _declared(function, name, options)
+    return _declared(function, name, options)
+
+
+def jittered(attempt: int) -> float:
+    """Seconds to wait after a call of a model failed: doubled with each, and different for all that failed together."""
+    return min(2.0 ** min(attempt, 20), 300.0) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def registered(name: str) -> Step[..., Any] | None:

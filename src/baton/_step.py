@@ -23,6 +23,7 @@ from oban.job import Snooze as ObanSnooze
 
 from baton import _codec
 from baton._accounts import Accounts
+from baton._answers import of_llm_step
 from baton._declare import Step, registered
 from baton._outcomes import Cancel, Snooze
 from baton._reports import Report
@@ -370,10 +371,14 @@ class StepWorker:
         step = registered(name)
         if attempt is None or step is None:
             return park(job, _unknown(name, in_workflow=attempt is not None))
+        if step.options.llm and attempt.accounts is not None:
+            await attempt.accounts.check()
         arguments = await _arguments(step, job, attempt)
         if step.is_async:
-            return await _run_async(step, arguments, _timeout(step, job))
-        return await _run_plain(step, arguments, _timeout(step, job), attempt)
+            work = _run_async(step, arguments, _timeout(step, job))
+        else:
+            work = _run_plain(step, arguments, _timeout(step, job), attempt)
+        return await (of_llm_step(job, attempt.accounts, work) if step.options.llm else work)
 
     def backoff(self, job: Job) -> int:
         """Seconds until the next attempt: the step's own rule, or Oban's default."""

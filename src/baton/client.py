@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
-from baton._accounts import Ledger, Pricing
+from baton._accounts import Ledger
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -44,6 +44,7 @@ from baton._store import validate_prefix
 from baton._waiting import Waiters
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
 from baton.events import Event
+from baton.pricing import GenaiPrices, Pricing
 from baton.query import Query
 from baton.run import Access, Run
 from baton.snapshot import RunsChange
@@ -110,8 +111,7 @@ class Baton:
             again later, here or in another process with the same `consumer`.
         consumer: Who is told: of the processes with the same one, one is called for each run. Runs that end between the first
             start with a name and `remove_consumer` are kept for it.
-        pricing: What calls of models cost; see `baton.pricing`. Without one, prices are those of genai-prices, where it is
-            installed.
+        pricing: What calls of models cost; see `baton.pricing`. Without one it is `GenaiPrices()`.
 
     Raises:
         InvalidOption: Neither or both of `dsn` and `oban`, or a setting that cannot work.
@@ -142,6 +142,10 @@ class Baton:
             raise InvalidOption(
                 "Baton needs a database: pass a DSN, Baton('postgresql://...'), or your Oban instance, Baton(oban=...); "
                 "to try it without a server of your own, use Baton.local()"
+            )
+        if pricing is not None and not isinstance(pricing, Pricing):
+            raise InvalidOption(
+                f"pricing is of type {type(pricing).__name__}, which has no cost(usage, *, at); see baton.pricing"
             )
         if oban is not None and queues is not None:
             raise InvalidOption("with oban=, the queues are those of that Oban instance; leave queues= out")
@@ -175,7 +179,7 @@ class Baton:
         self._dsn = dsn
         self._given = oban
         self._on_finished = on_finished
-        self._pricing = pricing
+        self._pricing = GenaiPrices() if pricing is None else pricing
         self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
