@@ -26,6 +26,7 @@ from baton import Baton, Run, Workflow, step
 from baton.query import Query
 from baton.web import ACTIONS, Access, _board, _runs, _site, _streams
 from tests.kit.reused import Reused
+from tests.kit.spent import spend
 from tests.kit.visitor import HOST, Visitor
 from tests.kit.wait import eventually
 
@@ -462,6 +463,80 @@ async def test_a_step_without_a_result_has_no_file(workflows: Baton, page: Visit
     run = await finished(workflows, one(fail.new("no")))
     (listed,) = (await page.json(f"api/runs/{run.id}/steps"))["steps"]
     assert (await page.get(f"api/runs/{run.id}/steps/{listed['position']}/result")).status_code == 404
+
+
+# --- what models cost ------------------------------------------------------------------------------
+
+
+async def test_a_step_a_group_and_a_run_say_what_they_cost(workflows: Baton, page: Visitor) -> None:
+    run = await finished(workflows, fan())
+    await spend(
+        workflows.dsn,
+        run.id,
+        "first",
+        "0.00624",
+        input_tokens=1_000,
+        output_tokens=500,
+        cache_read_tokens=400,
+        reasoning_tokens=300,
+    )
+    await spend(workflows.dsn, run.id, "part_1", "1.5")
+    await spend(workflows.dsn, run.id, "part_4", None, attempt=2)
+    await spend(workflows.dsn, run.id, "part_4", "0.25")
+    shown = await page.json(f"api/runs/{run.id}")
+    usage = {one["label"]: shown["boxes"][one["id"]]["usage"] for one in shown["layout"]["boxes"]}
+    assert usage["first"] == {
+        "calls": 1,
+        "input_tokens": 1_000,
+        "output_tokens": 500,
+        "cache_read_tokens": 400,
+        "cache_write_tokens": None,
+        "reasoning_tokens": 300,
+        "cost_usd": "0.00624",
+        "cost": "$0.0062",
+        "unpriced": 0,
+    }
+    assert (usage["part"]["calls"], usage["part"]["cost"]) == (3, "at least $1.75")
+    assert usage["last"] is None
+    assert (shown["usage"]["calls"], shown["usage"]["cost_usd"]) == (4, "1.75624")
+    listed = {one["name"]: one["usage"] for one in (await page.json(f"api/runs/{run.id}/steps"))["steps"]}
+    assert listed["first"] == usage["first"]
+    assert listed["part_4"]["cost"] == "at least $0.25"
+    assert listed["part_0"] is None
+
+
+async def test_what_costs_nothing_that_is_known_says_so(workflows: Baton, page: Visitor) -> None:
+    run = await finished(workflows, one(double.new(1)))
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        assert (await events.named("change"))["usage"] is None
+        await spend(workflows.dsn, run.id, "only", None, model=None)
+        usage = (await events.named("change"))["usage"]
+    assert (usage["calls"], usage["cost_usd"], usage["cost"], usage["unpriced"]) == (1, None, "unknown", 1)
+
+
+async def test_a_sum_that_no_browser_counts_is_cut(workflows: Baton, page: Visitor) -> None:
+    run = await finished(workflows, one(double.new(1)))
+    for _ in range(2):
+        await spend(workflows.dsn, run.id, "only", "999999999999", input_tokens=2**63 - 1)
+    usage = (await page.json(f"api/runs/{run.id}"))["usage"]
+    assert (usage["input_tokens"], usage["cost_usd"]) == (2**53 - 1, "1999999999998")
+
+
+async def test_what_a_running_step_spends_is_seen_at_once(workflows: Baton, page: Visitor) -> None:
+    run = await workflows.insert(alike(wait.new("a") for _ in range(5) if gate("a")))
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        while (await events.named("change"))["counts"] != {"executing": 5}:
+            pass
+        for calls in (1, 2, 3):
+            await spend(workflows.dsn, run.id, "part_3", "0.10")
+            while True:
+                change = await events.named("change")
+                ((_, box),) = change["boxes"].items() or ((None, {"usage": None}),)
+                if box["usage"] and box["usage"]["calls"] == calls:
+                    break
+            assert box["usage"]["cost"] == change["usage"]["cost"] == f"$0.{calls}0"
+            assert box["counts"] == {"executing": 5}
+    GATES["a"].set()
 
 
 # --- what it streams -------------------------------------------------------------------------------

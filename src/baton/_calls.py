@@ -236,7 +236,7 @@ async def _make[T](
         if outer is None
         else None
     )
-    sent = await accounts.snapshot(request)
+    sent = None if request is None else accounts.snapshot(request)
     under_way = _Call(accounts, key, reservation)
     token = _under_way.set(under_way)
     began = time.monotonic()
@@ -265,9 +265,10 @@ async def _make[T](
     else:
         await _there(accounts, accounts.release(reservation, None))
     _pass_on(outer, entries)
-    got = await accounts.snapshot(value)
     call_id = entries[0].id if entries else uuid7()
-    logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, response=got)
+    logs = accounts.capture(
+        call_id, key=key, model=asked_for, request=sent, response=accounts.snapshot(value)
+    )
     return _Made(value, entries, logs)
 
 
@@ -318,14 +319,16 @@ async def _stored_or_made(
             outer.is_recorded = True
         return _Value(stored)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
+    # What is captured is redacted first, which takes its time. The value must not wait for that.
+    ledger.add([], made.logs)
     try:
         text = _codec.encode(
             made.value, root=f"value of call {key!r}", limit=_step.attempt_here().result_limit
         )
     except BaseException:
-        ledger.add(made.entries, made.logs)
+        ledger.add(made.entries)
         raise
-    if not await _there(accounts, ledger.store(accounts, key, text, made.entries, made.logs)):
+    if not await _there(accounts, ledger.store(accounts, key, text, made.entries)):
         raise ResultError(
             f"step {accounts.name!r} did not store the value of call {key!r}: this attempt no longer holds its job. What the "
             "call used is recorded"
