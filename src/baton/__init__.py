@@ -231,6 +231,7 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
+    "Usage": "baton._usage",
     "Totals": "baton._totals",
     "Usage": "baton._usage",
     "pricing": "baton.pricing",
