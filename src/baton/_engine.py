@@ -398,19 +398,16 @@ class Engine:
         """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
         await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
 
-    async def store_call(
-        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
-    ) -> bool:
+    async def store_call(self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str) -> bool:
         """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
         return bool(
             await self._value(
-                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb, %s::jsonb)",
+                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb)",
                 Int8(job_id),
                 naive_utc(attempted_at),
                 key,
                 value,
                 usage,
-                logs,
             )
         )
 
