@@ -16,6 +16,7 @@ from .answers import MOST_ANSWER, Malformed, Request
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+QUEUE = "llm"
 TIMEOUT = 120.0  # seconds without a token
 
 

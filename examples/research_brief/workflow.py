@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from baton import Cancel, Ref, Step, StepJob, Workflow, multi_model, progress, step
+from baton import Cancel, Ref, Step, StepJob, Workflow, llm_step, multi_model, progress, step
 
 from . import analyses, answers, asking, sources
 from .analyses import Assessment, Keyword, Summary
@@ -71,21 +71,21 @@ def compile_brief(
 # --- asked of models ---
 
 
-@step(queue="llm", max_attempts=3, timeout=600)
+@llm_step(max_attempts=3, timeout=600)
 async def ask_summary(documents: list[Document], topic: str) -> Answer[Summary]:
     model = multi_model.model_for("")
     read = partial(answers.read_summary, model=model, documents=documents)
     return await asking.ask(answers.ask_summary(model, documents, topic), read, Answer[Summary])
 
 
-@step(queue="llm", max_attempts=3, timeout=600)
+@llm_step(max_attempts=3, timeout=600)
 async def ask_keywords(documents: list[Document]) -> Answer[list[Keyword]]:
     model = multi_model.model_for("")
     read = partial(answers.read_keywords, model=model, documents=documents)
     return await asking.ask(answers.ask_keywords(model, documents), read, Answer[list[Keyword]])
 
 
-@step(queue="llm", max_attempts=3, timeout=600)
+@llm_step(max_attempts=3, timeout=600)
 async def ask_credibility(documents: list[Document]) -> Answer[list[Assessment]]:
     model = multi_model.model_for("")
     read = partial(answers.read_credibility, model=model, documents=documents)
