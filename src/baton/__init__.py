@@ -233,7 +233,6 @@ _LAZY = {
     "StepsCost": "baton.stats",
     "Usage": "baton._usage",
     "Totals": "baton._totals",
-    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }
