@@ -272,7 +272,7 @@ async def _make[T](
     if not under_way.is_recorded:
         entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
         for entry in entries:
-            entry.key = key
+            entry.key, entry.asked_for = key, asked_for
     if entries:
         accounts.settle(entries, reservation)
     else:
