@@ -205,6 +205,7 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton.stats",
+    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

@@ -452,6 +452,10 @@ class Ledger:
                 if self._waits_for_somebody:
                     self._let_go()
                 await asyncio.sleep(pause_after(self._failures, first=2 * _INTERVAL, longest=_LONGEST_PAUSE))
+            except Exception as error:
+                logger.exception("what steps used of models cannot be written")
+                _lose(entries, f"writing it failed: {_one_line(error)}")
+                self._forget(entries, logs)
             try:
                 async with asyncio.timeout_at(next_at):
                     await self._hurried.wait()
@@ -508,7 +512,10 @@ class Ledger:
         for entry in entries:
             if not entry.is_told:
                 entry.is_told = True
-                entry.context.run(self._told, entry.accounts.job, entry.usage, entry.price)
+                try:
+                    entry.context.run(self._told, entry.accounts.job, entry.usage, entry.price)
+                except Exception:
+                    logger.exception("telling of a call of %s failed; everything goes on", _what(entry))
 
     def _forget(self, entries: Sequence[Entry], logs: Sequence[Log]) -> None:
         with self._lock:

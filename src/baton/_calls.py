@@ -160,8 +160,21 @@ async def once[T](
                 f"returns={value.foreign}), and the next attempt gets it"
             )
         return cast("T", _codec.decode(value.text))
+    decoded = _codec.decode(value.text)
+    if _is_answer(annotation) and isinstance(decoded, dict):
+        return cast("T", cast("Any", annotation).construct(**decoded))
     where = f"the value of call {key!r} of step {accounts.name!r}"
-    return cast("T", _codec.restore(_codec.decode(value.text), annotation, where=where))
+    return cast("T", _codec.restore(decoded, annotation, where=where))
+
+
+def _is_answer(kind: Any) -> bool:
+    """Whether a type is a model of an SDK's such as OpenAI's or Anthropic's, which make their answers without validation.
+
+    What a provider sent may not fit its own SDK's types, and a field that it did not send is not one that it sent as null:
+    passed on in the next request, that can be refused. So they are stored as they were sent, and made as the SDK makes them.
+    """
+    made_by = getattr(getattr(kind, "construct", None), "__module__", "")
+    return isinstance(kind, type) and hasattr(kind, "to_dict") and made_by.endswith("._models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +345,7 @@ async def _stored_or_made(
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
     try:
         text = _codec.encode(
-            made.value,
+            cast("Any", made.value).to_dict(mode="json") if _is_answer(type(made.value)) else made.value,
             root=f"value of call {key!r}",
             limit=_step.attempt_here().result_limit,
             # What a model wrote is paid for, whatever characters are in it.
