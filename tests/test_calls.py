@@ -31,6 +31,7 @@ from baton import (
     record_usage,
     step,
 )
+from baton._accounts import Entry
 from baton.errors import (
     InvalidName,
     InvalidOption,
@@ -382,7 +383,7 @@ async def test_what_is_used_while_the_database_is_away_is_kept_and_written_once(
 async def test_what_was_written_by_a_call_whose_answer_was_lost_is_not_written_again(
     worker: Baton, db: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = worker._ledger._books.record
+    sent = worker._ledger.books.record
     lost: list[int] = []
 
     async def losing(usage: str, logs: str) -> None:
@@ -391,7 +392,7 @@ async def test_what_was_written_by_a_call_whose_answer_was_lost_is_not_written_a
             lost.append(1)
             raise psycopg.OperationalError("the answer was lost")
 
-    monkeypatch.setattr(worker._ledger._books, "record", losing)
+    monkeypatch.setattr(worker._ledger.books, "record", losing)
     await results(worker, step=in_place)
     assert lost
     assert len(await used(db)) == 1
@@ -404,7 +405,7 @@ async def test_an_outcome_waits_only_so_long_and_what_was_used_is_written_all_th
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(_accounts, "_PATIENCE", 0.2)
-    send = worker._ledger._books.record
+    send = worker._ledger.books.record
     back = asyncio.Event()
 
     async def away(usage: str, logs: str) -> None:
@@ -412,7 +413,7 @@ async def test_an_outcome_waits_only_so_long_and_what_was_used_is_written_all_th
             raise psycopg.OperationalError("the server is away")
         await send(usage, logs)
 
-    monkeypatch.setattr(worker._ledger._books, "record", away)
+    monkeypatch.setattr(worker._ledger.books, "record", away)
     await results(worker, step=in_place)
     assert "its outcome does not wait for it any longer" in caplog.text
     back.set()
@@ -1082,7 +1083,7 @@ async def test_a_value_is_stored_although_its_connection_is_ended(
 async def test_a_value_whose_store_was_answered_by_nobody_is_stored_once(
     worker: Baton, db: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = worker._ledger._books.store_call
+    send = worker._ledger.books.store_call
     lost: list[int] = []
 
     async def losing(*params: Any) -> bool:
@@ -1092,7 +1093,7 @@ async def test_a_value_whose_store_was_answered_by_nobody_is_stored_once(
             raise psycopg.OperationalError("the answer was lost")
         return held
 
-    monkeypatch.setattr(worker._ledger._books, "store_call", losing)
+    monkeypatch.setattr(worker._ledger.books, "store_call", losing)
 
     async def script() -> None:
         await once("key", lambda: _later(CHAT))
@@ -1177,8 +1178,9 @@ async def test_each_call_is_told_once_in_its_context_when_it_is_written(
 ) -> None:
     told: list[tuple[str, str | None, Decimal | None]] = []
 
-    def called(job: Job, usage: Usage, price: Price | None) -> None:
-        told.append((baton.current().step, usage.model, None if price is None else price.cost))
+    def called(entry: Entry) -> None:
+        cost = None if entry.price is None else entry.price.cost
+        told.append((baton.current().step, entry.usage.model, cost))
 
     monkeypatch.setattr(worker._ledger, "_told", called)
 

@@ -861,9 +861,9 @@ async def test_triggers_have_their_owners_rights_and_a_fixed_search_path_and_not
     texts = "".join(FUNCTIONS.values())
     # Each is named once where it is made, and once more where another calls it.
     entries = {name for name in FUNCTIONS if len(re.findall(rf"baton_{name}\b", texts)) == 1}
-    # Called by Python as well as by `rescue`.
-    entries.add("rescue_dead")
-    assert {"ack", "insert", "store", "sweep", "on_jobs_updated"} <= entries
+    # Called by Python as well as by another.
+    entries |= {"rescue_dead", "store"}
+    assert {"ack", "insert", "store_call", "sweep", "on_jobs_updated"} <= entries
     triggers = {name for name in FUNCTIONS if name.startswith("on_")}
     found = await steps.rows(
         "SELECT proname, prosecdef, proconfig FROM pg_proc WHERE proname LIKE 'baton\\_%%'"
@@ -1100,9 +1100,22 @@ async def test_a_value_is_stored_in_its_own_commit_and_only_by_the_attempt_that_
 # --- the files ---------------------------------------------------------------------------------------
 
 
-async def test_there_is_no_table_of_costs_yet_so_none_of_them_can_be_wrong(steps: Steps) -> None:
-    # When there is one, the promise that an unknown cost is null needs a test of its own.
-    assert await steps.value("SELECT to_regclass('workflow_step_stats')") is None
+async def test_a_cost_that_is_not_known_is_null_and_never_0(steps: Steps) -> None:
+    run_id = await steps.insert({"a": []})
+    call = {
+        "workflow_id": str(run_id),
+        "workflow_label": "w",
+        "step_id": 1,
+        "step_name": "a",
+        "attempt": 1,
+        "model": "no-such",
+    }
+    await steps.engine.record(json.dumps([{**call, "id": str(UUID(int=1)), "input_tokens": 5}]), "[]")
+    assert await steps.rows("SELECT cost_usd, output_tokens, input_tokens FROM workflow_step_stats") == [
+        (None, None, 5)
+    ]
+    with pytest.raises(errors.CheckViolation):
+        await steps.rows("UPDATE workflow_step_stats SET cost_usd = 0 RETURNING id")
 
 
 def test_every_statement_says_first_what_it_is() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from baton._maintenance import Maintenance, Upkeep
 from baton.errors import InvalidOption, JobsGone
 from tests.kit import fixtures
 from tests.kit.database import INVARIANTS
+from tests.kit.spent import spend
 from tests.kit.wait import eventually
 
 TABLES = (
@@ -27,6 +29,7 @@ TABLES = (
     "workflow_completions",
     "workflow_checkpoints",
     "workflow_debug_logs",
+    "workflow_step_stats",
     "workflow_progress",
     "workflow_streams",
 )
@@ -118,7 +121,11 @@ async def finished(
 
 
 async def test_a_finished_run_goes_whole_once_its_jobs_are_gone(
-    baton: Baton, engine: Engine, db: psycopg.AsyncConnection, told: list[tuple[str, dict[str, Any]]]
+    baton: Baton,
+    baton_dsn: str,
+    engine: Engine,
+    db: psycopg.AsyncConnection,
+    told: list[tuple[str, dict[str, Any]]],
 ) -> None:
     gone = await finished(baton, db, steps=3)
     ((step_id,),) = await rows(
@@ -131,6 +138,7 @@ async def test_a_finished_run_goes_whole_once_its_jobs_are_gone(
     await db.execute(
         "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) VALUES (%s, %s, 1)", (gone, step_id)
     )
+    await spend(baton_dsn, gone, "s0", "0.1")
     kept = await finished(baton, db, jobs=True)
     await maintenance(engine).sweep()
     assert await runs(db) == {kept}
@@ -141,6 +149,8 @@ async def test_a_finished_run_goes_whole_once_its_jobs_are_gone(
         "workflow_completions": 1,
         "workflow_checkpoints": 0,
         "workflow_debug_logs": 0,
+        # What it cost is asked for later.
+        "workflow_step_stats": 1,
         "workflow_progress": 0,
         "workflow_streams": 0,
     }
@@ -342,6 +352,27 @@ async def test_captured_calls_go_by_their_age_whatever_their_run_does(
     assert (await run.status()).state == "executing"
 
 
+async def test_what_calls_cost_goes_by_its_age_once_their_run_has_ended(
+    baton: Baton,
+    baton_dsn: str,
+    engine: Engine,
+    db: psycopg.AsyncConnection,
+    told: list[tuple[str, dict[str, Any]]],
+) -> None:
+    live = (await baton.insert(chain(1))).id
+    now = datetime.now(UTC)
+    for hours in (1, 3, 5):
+        for run_id in (live, "01890a5d-ac96-774b-bcce-b302099a8057"):
+            await spend(baton_dsn, run_id, "s0", "0.1", at=now - timedelta(hours=hours))
+    await maintenance(engine, stats_max_age=None).sweep()
+    await maintenance(engine, stats_max_age=7_200, prune_limit=1).sweep()
+    assert (await counts(db))["workflow_step_stats"] == 5
+    await maintenance(engine, stats_max_age=7_200).sweep()
+    kept = await rows(db, "SELECT workflow_id::text, count(*) FROM workflow_step_stats GROUP BY 1 ORDER BY 2")
+    assert kept == [("01890a5d-ac96-774b-bcce-b302099a8057", 1), (live, 3)]
+    assert [meta["stats"] for name, meta in told if name.endswith("stop")] == [0, 1, 1]
+
+
 async def test_what_no_trigger_saw_is_repaired_and_counted(
     baton: Baton, engine: Engine, db: psycopg.AsyncConnection, told: list[tuple[str, dict[str, Any]]]
 ) -> None:
@@ -482,6 +513,8 @@ async def test_obans_pruner_at_one_second_takes_nothing_from_running_workflows(
         ("prune_limit", float("inf")),
         ("prune_limit", 1e10),
         ("debug_log_max_age", -1),
+        ("stats_max_age", -1),
+        ("stats_max_age", "a day"),
         ("debug_log_max_age", float("inf")),
         ("debug_log_max_age", "a day"),
     ],

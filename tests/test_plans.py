@@ -27,6 +27,7 @@ TABLES = (
     "workflow_debug_logs",
     "workflow_progress",
     "workflow_streams",
+    "workflow_step_stats",
 )
 
 # Old work beside what a test does: workflows of ten steps, all settled, one in a hundred of them still running.
@@ -51,6 +52,8 @@ INSERT INTO workflow_progress (step_id, workflow_id, attempt, attempted_at, done
 SELECT id, workflow_id, 1, now(), 1, 1 FROM workflow_nodes;
 INSERT INTO workflow_streams (step_id, attempt, position, workflow_id, chunk, bytes)
 SELECT id, 1, 0, workflow_id, '1', 1 FROM workflow_nodes;
+INSERT INTO workflow_step_stats (id, workflow_id, workflow_label, step_id, step_name, attempt, cost_usd, price_source)
+SELECT gen_random_uuid(), workflow_id, 'old', id, name, 1, 0.01, 'old' FROM workflow_nodes;
 INSERT INTO workflow_edges SELECT id - 1, id FROM workflow_nodes WHERE position > 1;
 ANALYZE;
 """
@@ -345,6 +348,7 @@ async def test_a_cancel_by_oban_scans_no_table(steps: Steps) -> None:
         "SELECT baton_deliver(NULL, '{{code}}', 100, 60)",
         "SELECT baton_prune(100, 0, NULL)",
         "SELECT baton_prune_debug_logs(60, 100)",
+        "SELECT baton_prune_stats(60, 100)",
     ],
 )
 async def test_a_verb_on_a_run_scans_no_table(steps: Steps, call: str) -> None:

@@ -23,6 +23,7 @@ from baton.errors import (
 )
 from tests.kit.hostile import NAMES
 from tests.kit.reused import Reused
+from tests.kit.spent import spend
 
 NOWHERE = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -672,6 +673,10 @@ VIEWS = {
     "scheduled_at timestamptz, started_at timestamptz, settled_at timestamptz, duration_seconds float8, lag_seconds float8, "
     "node text, job_id int8, progress_done float8, progress_total float8, progress_message text",
     "baton_edges": "workflow_id uuid, dependency_id int8, dependency text, dependent_id int8, dependent text",
+    "baton_llm_calls": "call_id uuid, called_at timestamptz, workflow_id uuid, workflow_name text, step_id int8, step text, "
+    "attempt int4, call_key text, provider text, model text, service_tier text, input_tokens int8, output_tokens int8, "
+    "cache_read_tokens int8, cache_write_tokens int8, reasoning_tokens int8, latency_seconds float8, cost_usd numeric, "
+    "price_source text, price_version text",
 }
 
 
@@ -765,7 +770,7 @@ async def reader(baton_dsn: str) -> AsyncIterator[str]:
 async def test_a_reader_may_read_the_views_and_nothing_else(
     client: Baton, baton_dsn: str, reader: str
 ) -> None:
-    await client.insert(chain())
+    run = await client.insert(chain())
     assert await rows(reader, "SELECT name, state FROM baton_workflows") == [("chain", "executing")]
     assert await rows(
         reader, "SELECT name, state, lag_seconds >= 0 FROM baton_steps WHERE name <> 's2' ORDER BY 1"
@@ -774,6 +779,11 @@ async def test_a_reader_may_read_the_views_and_nothing_else(
         ("s1", "held", None),
     ]
     assert len(await rows(reader, "SELECT * FROM baton_edges")) == 2
+    await spend(baton_dsn, run.id, "s0", "0.25", latency_ms=1_500.0, input_tokens=10)
+    assert await rows(
+        reader,
+        "SELECT workflow_name, step, model, input_tokens, cost_usd::text, latency_seconds FROM baton_llm_calls",
+    ) == [("chain", "s0", "gpt-5", 10, "0.25", 1.5)]
     relations = await rows(
         reader,
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')",

@@ -1,18 +1,20 @@
 """What `baton.stats` answers: totals that never make an unknown cost a 0, reports, bounds, and what a tenant may see."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
+from oban import worker
+from oban.job import Job
 
-from baton import Baton, Totals, Usage, Workflow, step
+from baton import Baton, Totals, Usage, Workflow, _store, current, record_usage, stats, step
 from baton._names import uuid7
-from baton.errors import InvalidOption, NotStarted, QueryTimeout, RunNotFound
-from baton.pricing import GenaiPrices
+from baton.errors import InvalidOption, NotStarted, NoWorkflow, QueryTimeout, RunNotFound
+from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable
 from tests.kit import fixtures
 from tests.kit.spent import spend
 
@@ -298,6 +300,15 @@ async def test_a_report_is_of_a_time_and_of_what_a_tenant_may_see(client: Baton,
     assert [row.day.day for row in await stats.cost_by_day(name_prefix="b", limit=1)] == [21]
 
 
+async def test_models_are_told_apart_in_one_run(client: Baton, baton_dsn: str) -> None:
+    run_id, other = str(uuid7()), str(uuid7())
+    for run, model, cost in ((run_id, "a", "1"), (run_id, "b", "2"), (run_id, "a", "4"), (other, "a", "8")):
+        await spend(baton_dsn, run, "draft", cost, model=model)
+    found = await client.stats.cost_by_model(run_id=run_id)
+    assert [(row.model, row.totals.cost_text) for row in found] == [("a", "$5.00"), ("b", "$2.00")]
+    assert await client.stats.cost_by_model(run_id=run_id, name_prefix="x") == ()
+
+
 async def test_days_are_those_of_utc_whatever_the_session_says(
     client: Baton, baton_dsn: str, db: psycopg.AsyncConnection
 ) -> None:
@@ -309,6 +320,180 @@ async def test_days_are_those_of_utc_whatever_the_session_says(
         assert row.day == date(2026, 11, 20)
     finally:
         await db.execute("ALTER ROLE CURRENT_USER RESET timezone")
+
+
+# --- from a step on -------------------------------------------------------------------------------
+
+
+@step(name="tests.stats.drafts", max_attempts=2, backoff=lambda _: 0)
+async def drafts() -> str:
+    record_usage(
+        Usage(
+            model="gpt-6.1-sol",
+            input_tokens=1_000,
+            cache_read_tokens=400,
+            output_tokens=500,
+            reasoning_tokens=300,
+        )
+    )
+    if current().attempt == 1:
+        raise ValueError("it was paid for all the same")
+    record_usage({"model": "no-such-model", "input_tokens": 3, "output_tokens": 2})
+    record_usage({"model": "gpt-5", "input_tokens": 3, "output_tokens": 2}, cost="0.25")
+    return "draft"
+
+
+@worker(queue="default", max_attempts=1)
+class Reviews:
+    async def process(self, job: Job) -> str:
+        stats.record(job, {"model": "our-llama", "input_tokens": 10, "output_tokens": 1, "latency_ms": 20})
+        return stats.record(job, Usage(model="our-llama"), cost=1).model or ""
+
+
+async def test_what_steps_use_is_priced_and_counted_also_of_attempts_that_failed(baton_dsn: str) -> None:
+    workflow = Workflow("research")
+    workflow.add("draft", drafts.new())
+    workflow.add("review", Reviews.new(), deps=["draft"])
+    prices = PriceTable({"our-llama": ModelPrice(input=1, output=2)})
+    async with Baton(baton_dsn, queues={"default": 2}, pricing=prices, poll_interval=0.05) as baton:
+        run = await baton.insert(workflow)
+        assert await run.wait(timeout=20) == "completed"
+        found = await baton.stats.workflow_totals(run.id)
+        # Twice 0.00624, one that the step said itself, 12 millionths of our own prices, one given, and one unknown.
+        assert str(found.cost_usd) == "1.262492"
+        assert (found.calls, found.unpriced, found.input_tokens) == (6, 1, 2_016)
+        rows = await baton.stats.steps_for_workflow(run.id)
+        assert [
+            (row.step, row.attempt, row.model, row.totals.calls, row.totals.cost_text) for row in rows
+        ] == [
+            ("draft", 1, "gpt-6.1-sol", 1, "$0.0062"),
+            ("draft", 2, "gpt-6.1-sol", 1, "$0.0062"),
+            ("draft", 2, "no-such-model", 1, "unknown"),
+            ("draft", 2, "gpt-5", 1, "$0.25"),
+            ("review", 1, "our-llama", 2, "$1.00"),
+        ]
+        assert rows[-1].latency == 0.02
+        assert [call.price_source for call in await baton.stats.calls_for_workflow(run.id)] == [
+            "genai-prices",
+            "genai-prices",
+            None,
+            "given",
+            "own",
+            "given",
+        ]
+
+
+async def test_usage_is_recorded_of_no_job_but_one_that_runs_here(client: Baton) -> None:
+    with pytest.raises(NoWorkflow, match="is not the job of a workflow's step that runs here"):
+        client.stats.record(Job("tests.Nobody", id=7), Usage(model="gpt-5"))
+
+
+# --- repricing ------------------------------------------------------------------------------------
+
+
+async def costs(baton: Baton, run_id: str) -> dict[str, tuple[str, str | None, str | None]]:
+    """Cost, source and version of the one call of each step."""
+    return {
+        call.step: (call.cost_text, call.price_source, call.price_version)
+        for call in await baton.stats.calls_for_workflow(run_id)
+    }
+
+
+OURS = PriceTable({"m": ModelPrice(input=1, output=1)}, source="ours", version="2", otherwise=None)
+
+
+async def test_calls_without_a_price_get_one_when_there_is_one(baton_dsn: str) -> None:
+    run_id = str(uuid7())
+    used = {"input_tokens": 500_000, "output_tokens": 0}
+    await spend(baton_dsn, run_id, "unknown", None, model="m", **used)
+    await spend(baton_dsn, run_id, "not counted", None, model="m")
+    await spend(baton_dsn, run_id, "another", None, model="other", **used)
+    await spend(baton_dsn, run_id, "priced", "7", model="m", source="ours", version="1", **used)
+    await spend(baton_dsn, run_id, "given", "8", model="m", source="given", version="", **used)
+    async with Baton(baton_dsn, pricing=OURS) as baton:
+        assert await baton.stats.reprice() == 1
+        before = {
+            "unknown": ("$0.50", "ours", "2"),
+            "not counted": ("unknown", None, None),
+            "another": ("unknown", None, None),
+            "priced": ("$7.00", "ours", "1"),
+            "given": ("$8.00", "given", ""),
+        }
+        assert await costs(baton, run_id) == before
+        assert await baton.stats.reprice() == 0
+        assert await baton.stats.reprice(only_unpriced=False) == 1
+        assert await costs(baton, run_id) == before | {"priced": ("$0.50", "ours", "2")}
+        assert await baton.stats.reprice(only_unpriced=False) == 0
+
+
+async def test_a_call_is_repriced_as_of_its_own_time_and_only_in_the_time_asked_for(
+    client: Baton, baton_dsn: str
+) -> None:
+    run_id = str(uuid7())
+    used = {"input_tokens": 1_000_000, "output_tokens": 0}
+    await spend(baton_dsn, run_id, "old", None, model="o3", at=datetime(2025, 5, 1, tzinfo=UTC), **used)
+    await spend(baton_dsn, run_id, "new", None, model="o3", at=NOON, **used)
+    assert await client.stats.reprice(NOON, NOON) == 0
+    assert await client.stats.reprice(to=NOON) == 1
+    assert await client.stats.reprice(NOON) == 1
+    found = await costs(client, run_id)
+    assert {step: cost for step, (cost, *_) in found.items()} == {"old": "$10.00", "new": "$2.00"}
+
+
+async def test_many_calls_are_repriced_in_batches(
+    baton_dsn: str, db: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.stats._BATCH", 3)
+    # Some of one moment, so that the time alone does not tell where a batch ended; some that stay unknown.
+    await db.execute(
+        "INSERT INTO workflow_step_stats (id, workflow_id, workflow_label, step_id, step_name, attempt, model, input_tokens, "
+        "output_tokens, units, inserted_at) SELECT gen_random_uuid(), gen_random_uuid(), 'l', 0, 's', 1, "
+        "CASE WHEN n %% 2 = 0 THEN 'm' ELSE 'other' END, 1, 1, '{\"input_audio_tokens\": 1}', "
+        "%s::timestamptz + n / 5 * interval '1 s' "
+        "FROM generate_series(1, 20) AS n",
+        (NOON,),
+    )
+    async with Baton(baton_dsn, pricing=OURS) as baton:
+        assert await baton.stats.reprice() == 10
+        assert await baton.stats.totals() == totals(20, "0.00002", 10, input_tokens=20, output_tokens=20)
+
+
+async def test_two_who_reprice_at_once_write_each_call_once(baton_dsn: str) -> None:
+    for _ in range(5):
+        await spend(baton_dsn, uuid7(), "s", None, model="m", input_tokens=1, output_tokens=1)
+    async with Baton(baton_dsn, pricing=OURS) as one, Baton(baton_dsn, pricing=OURS) as two:
+        assert sum(await asyncio.gather(one.stats.reprice(), two.stats.reprice())) == 5
+
+
+async def test_a_pricing_that_fails_leaves_calls_as_they_are(
+    baton_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def cost(self, usage: Usage, *, at: datetime) -> Price | None:
+            if usage.model == "m":
+                raise ZeroDivisionError
+            return OURS.cost(Usage(model="m", input_tokens=1, output_tokens=0), at=at)
+
+    run_id = str(uuid7())
+    for model in ("m", "other"):
+        await spend(baton_dsn, run_id, model, None, model=model)
+    async with Baton(baton_dsn, pricing=Broken()) as baton:
+        assert await baton.stats.reprice() == 1
+        assert (await costs(baton, run_id))["m"] == ("unknown", None, None)
+    assert "Broken could not price a call of 'm'" in caplog.text
+
+
+async def test_repricing_reads_by_the_index(baton_dsn: str, db: psycopg.AsyncConnection) -> None:
+    await some_rows(db)
+    asked = {
+        "from": None,
+        "to": None,
+        "only_unpriced": True,
+        "after_at": NOON + timedelta(days=10),
+        "after_id": uuid7(),
+        "limit": 1_000,
+    }
+    assert "Seq Scan" not in await plan(db, "read_calls_to_price", asked)
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -371,12 +556,7 @@ async def test_nothing_is_read_before_the_start(baton_dsn: str) -> None:
         _ = Baton(baton_dsn).stats
 
 
-async def test_reports_and_runs_are_read_by_their_index(
-    client: Baton, baton_dsn: str, db: psycopg.AsyncConnection
-) -> None:
-    from baton import _store
-
-    run_id = await inserted(client)
+async def some_rows(db: psycopg.AsyncConnection) -> None:
     await db.execute(
         "INSERT INTO workflow_step_stats (id, workflow_id, workflow_label, step_id, step_name, attempt, inserted_at) "
         "SELECT gen_random_uuid(), gen_random_uuid(), 'label', 0, 'step', 1, %s::timestamptz + n * interval '1 minute' "
@@ -384,13 +564,30 @@ async def test_reports_and_runs_are_read_by_their_index(
         (NOON,),
     )
     await db.execute("ANALYZE workflow_step_stats")
-    asked = {"from": NOON, "to": NOON + timedelta(hours=1), "name_prefix": None, "limit": 10}
-    for name, params in (
-        ("read_cost_by_model", asked),
-        ("read_cost_of_runs", {"ids": [UUID(run_id)], "name_prefix": None}),
-        ("read_cost_of_steps", {"id": UUID(run_id), "name_prefix": None, "limit": 10}),
-        ("list_calls", {"id": UUID(run_id), "name_prefix": None, "step": None, "after": None, "limit": 10}),
-    ):
-        cursor = await db.execute(b"EXPLAIN " + _store.load(name), params)
-        plan = "\n".join(row[0] for row in await cursor.fetchall())
-        assert "Seq Scan on workflow_step_stats" not in plan, plan
+
+
+async def plan(db: psycopg.AsyncConnection, name: str, asked: dict[str, Any]) -> str:
+    cursor = await db.execute(b"EXPLAIN " + _store.load(name), asked)
+    return "\n".join(row[0] for row in await cursor.fetchall())
+
+
+@pytest.mark.parametrize(
+    "name", ["read_cost_by_model", "read_cost_of_runs", "read_cost_of_steps", "list_calls"]
+)
+async def test_what_is_read_often_is_read_by_an_index(
+    baton_dsn: str, db: psycopg.AsyncConnection, name: str
+) -> None:
+    await some_rows(db)
+    run_id = uuid7()
+    asked = {
+        "from": NOON,
+        "to": NOON + timedelta(hours=1),
+        "run_id": None,
+        "name_prefix": None,
+        "limit": 10,
+        "id": run_id,
+        "ids": [run_id],
+        "step": None,
+        "after": None,
+    }
+    assert "Seq Scan on workflow_step_stats" not in await plan(db, name, asked)

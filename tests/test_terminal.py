@@ -1,13 +1,15 @@
 import io
 import json
 import math
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from baton import Progress, RunState, RunStatus, RunSummary, StepState, StepStatus, _terminal
+from baton import Progress, RunState, RunStatus, RunSummary, StepState, StepStatus, Totals, _terminal
 from tests.kit.hostile import NAMES
 
 NOW = datetime.now(UTC)
@@ -218,3 +220,33 @@ def test_an_error_is_one_line_that_says_what_happened():
     )
     assert _terminal.one_line(None) == "no reason was recorded"
     assert len(_terminal.one_line("x" * 10_000)) == 300
+
+
+UNPRICED = Totals(1, 7, None, None, None, None, None, 1)
+SPENT = Totals(2, 1_200, 34, None, None, None, Decimal("0.0123"), 1)
+
+
+def test_what_steps_cost_is_a_column_where_anything_does():
+    screen = console()
+    assert not any("cost" in line for line in drawn(_terminal.picture(screen, DIAMOND), screen))
+    fetch, keywords, *rest = DIAMOND.steps
+    some = RunStatus(DIAMOND.run, (replace(fetch, usage=SPENT), replace(keywords, usage=UNPRICED), *rest))
+    screen = console()
+    head, titles, first, second, *_ = drawn(_terminal.picture(screen, some), screen)
+    assert head.endswith("at least $0.012, 1,241 tokens")
+    assert titles.split() == ["step", "state", "tries", "took", "cost"]
+    assert "≥$0.012" in first
+    assert "unknown" in second
+
+
+def test_without_a_known_cost_none_is_said():
+    screen = console()
+    only = status(step("only", "completed", usage=UNPRICED))
+    head, *_ = drawn(_terminal.picture(screen, only), screen)
+    assert head.endswith("cost unknown, 7 tokens")
+
+
+def test_what_was_spent_is_exact_in_json():
+    shown = json.loads(_terminal.as_json(asdict(step("only", "completed", usage=SPENT))))
+    assert shown["usage"]["cost_usd"] == "0.0123"
+    assert json.loads(_terminal.as_json({"cost": Decimal("1E-8")})) == {"cost": "0.00000001"}

@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from baton import Baton, Progress, RunChange, RunState, StepStatus, Workflow, _watch, step
+from baton import Baton, Progress, RunChange, RunState, StepState, StepStatus, Totals, Workflow, _watch, step
 from baton._watch import Board, watch, watch_live, watch_runs
 from baton.errors import RunNotFound
 from tests.kit.hostile import NAMES
@@ -294,3 +295,30 @@ async def test_the_list_of_runs_on_a_terminal_is_drawn_in_place(baton_dsn, monke
         await asyncio.wait_for(watching, 30)
     text = screen.file.getvalue()
     assert [name for name in names if name in text] == names[-7:]
+
+
+def test_what_steps_spend_is_added_up_as_they_go_on():
+    cost = Totals(1, 10, 5, None, None, None, Decimal("0.10"), 0)
+    two = Totals(2, 20, 10, None, None, None, Decimal("0.20"), 0)
+    begun = fan(["executing"] * 6)
+    board = Board(begun)
+    assert "$" not in " ".join(shown(board, console(140)))
+    plan, first, second, *_ = begun.steps
+    board.apply(RunChange(begun.run, (replace(plan, usage=cost), replace(first, usage=cost))))
+    board.apply(RunChange(begun.run, (replace(first, usage=two), replace(second, usage=cost))))
+    head, plan_line, group, total = shown(board, console(140))
+    assert head.endswith("$0.40, 60 tokens  3 of 8")
+    assert "$0.10" in plan_line
+    assert "$0.30" in group
+    assert "$" not in total
+
+
+def test_the_line_of_a_step_that_has_completed_says_what_it_cost():
+    cost = Totals(1, None, None, None, None, None, Decimal("0.10"), 0)
+    only = status_of("only", "executing", started_at=NOW)
+    board = Board(change(only))
+    done = replace(only, state=StepState.COMPLETED, usage=cost, settled_at=NOW + timedelta(seconds=2))
+    unknown = replace(done, state=StepState.COMPLETED, usage=replace(cost, cost_usd=None, unpriced=1))
+    assert told(board, change(done)) == ["only completed in 2.00s for $0.10"]
+    board = Board(change(only))
+    assert told(board, change(unknown)) == ["only completed in 2.00s, cost unknown"]

@@ -121,6 +121,16 @@ class Assessment:
     reasons: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """The models that wrote a brief, by what they wrote, and what is to be said about that."""
+
+    summary: list[str]
+    keywords: list[str]
+    credibility: list[str]
+    notes: list[str]
+
+
 # --- summary ---
 
 
@@ -354,6 +364,30 @@ def keywords(documents: Sequence[Document], *, limit: int = 12) -> list[Keyword]
     ]
 
 
+def located(phrases: Sequence[str], documents: Sequence[Document]) -> list[Keyword]:
+    """Look up key terms that somebody named, the most telling one first.
+
+    Returns:
+        Those that the documents have, in the same order, with what they are counted as; phrases that are one in the documents
+        once, in the spelling used most.
+    """
+    indexes = [_Index(document) for document in documents]
+    found: dict[tuple[str, ...], None] = {}
+    for phrase in phrases:
+        stems = tuple(_stem(word) for word in _WORD.findall(phrase))
+        if stems and any(index.count(stems) for index in indexes):
+            found.setdefault(stems)
+    return [
+        Keyword(
+            phrase=_usual(sum((index.spellings(stems) for index in indexes), Counter())),
+            score=round(1 - rank / len(found), 3),
+            count=sum(index.count(stems) for index in indexes),
+            sources=[number for number, index in enumerate(indexes, start=1) if index.count(stems)],
+        )
+        for rank, stems in enumerate(found)
+    ]
+
+
 class _Index:
     """Where in one document each stem stands, to find phrases by their stems, within a sentence, word by
     word."""
@@ -498,9 +532,11 @@ def compile_brief(
     keywords: Sequence[Keyword],
     assessments: Sequence[Assessment],
     documents: Sequence[Document],
+    *,
+    writers: Writers | None = None,
 ) -> str:
     """Write the brief as Markdown: summary, key terms, sources with their signals. Text of a source stays
-    text.
+    text, and so does that of a model.
 
     Args:
         topic: The title; "" takes the first key terms.
@@ -508,6 +544,7 @@ def compile_brief(
         keywords: In the order in which they are listed.
         assessments: One per document.
         documents: In the order of their numbers.
+        writers: The models that were asked; None for what was counted.
     """
     title = topic.strip() or ", ".join(word.phrase for word in keywords[:3]) or documents[0].title
     words = sum(document.words for document in documents)
@@ -532,7 +569,8 @@ def compile_brief(
         )
     folder = _common_folder([document.origin for document in documents if not is_url(document.origin)])
     lines.append("## Sources")
-    rows = ["| | source | where | words | credibility signals |", "|---:|---|---|---:|---:|"]
+    scores = "credibility" if writers else "credibility signals"
+    rows = [f"| | source | where | words | {scores} |", "|---:|---|---|---:|---:|"]
     for number, (document, assessment) in enumerate(zip(documents, assessments, strict=True), start=1):
         rows.append(
             f"| {number} | {_cell(document.title)} | {_where(document.origin, folder)} | {document.words:,} "
@@ -541,9 +579,11 @@ def compile_brief(
     lines.append("\n".join(rows))
     if folder:
         lines.append(f"Files are in {_code(folder)}.")
-    lines.append("## Credibility signals")
+    lines.append("## Credibility" if writers else "## Credibility signals")
     lines.append(
-        "Counted, not judged: 1.00 means that every signal speaks for the source, not that it is right."
+        f"Judged by {_models(writers.credibility)} from the text alone, not counted; a judgement is no proof."
+        if writers
+        else "Counted, not judged: 1.00 means that every signal speaks for the source, not that it is right."
     )
     lines.append(
         "\n".join(
@@ -551,12 +591,28 @@ def compile_brief(
             for assessment in assessments
         )
     )
-    if notes := _notes(documents):
+    if notes := _notes(documents, counted=writers is None):
         lines += ["## Notes on reading", "\n".join(f"- {note}" for note in notes)]
+    if writers:
+        lines += ["## Written by models", "\n".join(f"- {line}" for line in _written(writers))]
     return "\n\n".join(lines) + "\n"
 
 
-def _notes(documents: Sequence[Document]) -> list[str]:
+def _written(writers: Writers) -> list[str]:
+    return [
+        f"The sentences were chosen by {_models(writers.summary)}; each was looked up in its source.",
+        f"The key terms were named by {_models(writers.keywords)}, and counted in the sources.",
+        f"The credibility was judged by {_models(writers.credibility)}.",
+        *(_escaped(note) for note in writers.notes),
+    ]
+
+
+def _models(names: Sequence[str]) -> str:
+    *most, last = map(_code, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _notes(documents: Sequence[Document], *, counted: bool) -> list[str]:
     notes = [
         f"[{number}] {_escaped(note)}"
         for number, document in enumerate(documents, start=1)
@@ -567,7 +623,7 @@ def _notes(documents: Sequence[Document]) -> list[str]:
         for document, read in zip(documents, _beginnings(documents), strict=True)
         if len(read) < len(document.text)
     }
-    if shares:
+    if shares and counted:
         notes.append(f"key terms are taken from the first {max(shares):,} words of each source")
     return notes
 

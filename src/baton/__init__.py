@@ -28,7 +28,19 @@ from baton.workflow import Workflow
 if TYPE_CHECKING:
     from oban import worker
 
-    from baton import doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing
+    from baton import (
+        debug,
+        doctor,
+        errors,
+        events,
+        migration,
+        multi_model,
+        otel,
+        pricing,
+        stats,
+        telemetry,
+        testing,
+    )
     from baton import web as web
     from baton._calls import call_llm, once, record_usage
     from baton._fold import Group
@@ -37,11 +49,13 @@ if TYPE_CHECKING:
     from baton._progress import progress, stream
     from baton._states import RunState, StepState
     from baton._step import StepContext, StepLogFilter, current, results
+    from baton._totals import Totals
     from baton._usage import Usage
+    from baton.budgets import BudgetLine, Budgets, BudgetStatus
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
-    from baton.query import FailedAttempt, Neighbour, Query, StepDetail, StepPage
+    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
     from baton.run import Run
     from baton.snapshot import (
         Chunk,
@@ -54,7 +68,7 @@ if TYPE_CHECKING:
         StepStatus,
         StreamPage,
     )
-    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost, Totals
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost
     from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
@@ -64,10 +78,15 @@ __all__ = [
     "BatonError",
     "Box",
     "Budget",
+    "BudgetLine",
+    "BudgetStatus",
+    "Budgets",
     "Cancel",
     "Cause",
     "Chunk",
     "DayCost",
+    "DebugLog",
+    "DebugLogPage",
     "Edge",
     "Explanation",
     "FailedAttempt",
@@ -118,6 +137,7 @@ __all__ = [
     "WorkflowFinished",
     "call_llm",
     "current",
+    "debug",
     "doctor",
     "errors",
     "events",
@@ -142,8 +162,13 @@ __all__ = [
 _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
+    "BudgetLine": "baton.budgets",
+    "BudgetStatus": "baton.budgets",
+    "Budgets": "baton.budgets",
     "Cause": "baton.why",
     "Chunk": "baton.snapshot",
+    "DebugLog": "baton.query",
+    "DebugLogPage": "baton.query",
     "Edge": "baton._layout",
     "Explanation": "baton.why",
     "FailedAttempt": "baton.query",
@@ -177,6 +202,7 @@ _LAZY = {
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",
+    "debug": "baton.debug",
     "doctor": "baton.doctor",
     "errors": "baton.errors",
     "events": "baton.events",
@@ -204,8 +230,8 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
-    "Totals": "baton.stats",
     "Usage": "baton._usage",
+    "Totals": "baton._totals",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

@@ -12,7 +12,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,9 +24,12 @@ import orjson
 import psycopg
 from oban.job import Job
 
+from baton import _reserving
+from baton._capture import Captured, Hook, Redactor, Shown
 from baton._codec import clean_text
 from baton._deadline import end, pause_after, within
 from baton._names import uuid7
+from baton._redact import Copy, JsonValue, error_text, weighed
 from baton._usage import Usage
 from baton.errors import ResultError
 from baton.pricing import Price, Pricing, given, price_of
@@ -47,19 +50,21 @@ _MOST_BYTES = 4_000_000
 # Kept while the database is away. Captured calls, which are large and no facts, are the first to go.
 _MOST_KEPT = 100_000
 _MOST_KEPT_BYTES = 64_000_000
+# Of the results that one attempt reads and that wait for a captured call.
+_MOST_SEEN = 1_000_000
 # SQLSTATE classes of what passes by itself: the server is away, full or a standby, or somebody was faster.
 _PASSING = ("08", "25", "40", "53", "55", "57", "58")
 # Those that say "not these values". What is neither, such as a right that is missing, passes when somebody has seen to it.
 _REFUSED = ("21", "22", "23", "54", "P0")
 
 
-class Books(Protocol):
+class Books(_reserving.Treasury, Protocol):
     """What the ledger needs of the engine."""
 
     async def record(self, usage: str, logs: str) -> None: ...
 
     async def store_call(
-        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
+        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str
     ) -> bool: ...
 
     async def read_stored(self, step_id: int, key: str) -> str | None: ...
@@ -73,6 +78,7 @@ class Entry:
         cost: In USD, where the step said so itself.
         key: Of the stored call, of those made with `once`.
         reservation: What was reserved for it with the run's budgets.
+        asked_for: The model of the request, where that is known beside the answer's.
         price: What it cost, once `is_priced`; None is unknown.
         age: Since when, for the database to count back from its own clock.
     """
@@ -82,6 +88,7 @@ class Entry:
     cost: Decimal | None = None
     key: str | None = None
     reservation: UUID | None = None
+    asked_for: str | None = None
     id: UUID = field(default_factory=uuid7)
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.monotonic)
@@ -126,30 +133,37 @@ def _text(value: str | None) -> str | None:
 
 @dataclass(slots=True, eq=False)
 class Log:
-    """One captured call, redacted and cut already; JSON texts.
+    """One captured call.
 
     Attributes:
         id: Of the call's row in the statistics, where it has one.
+        parts: Copies of `request`, `response` and `context`, as far as there are any.
+        shown: What is stored of all that, once it is redacted.
     """
 
     accounts: Accounts
     id: UUID
     key: str | None = None
     model: str | None = None
-    request: str | None = None
-    response: str | None = None
+    parts: dict[str, Copy] = field(default_factory=dict)
     error: str | None = None
-    context: str | None = None
+    shown: Shown | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
-        """Characters of it."""
-        return sum(len(text or "") for text in (self.request, self.response, self.error, self.context))
+        """About how many bytes it takes, redacted or not."""
+        return sum(part.weight for part in self.parts.values()) + len(self.error or "")
+
+    def captured(self) -> Captured:
+        """As it is redacted."""
+        parts = {name: part.value for name, part in self.parts.items()}
+        return Captured(_what(self), parts, self.model, self.error)
 
     def row(self) -> dict[str, object]:
         """As `baton_record` takes it; see there."""
-        accounts = self.accounts
+        accounts, shown = self.accounts, self.shown
+        assert shown is not None
         return {
             "call_id": self.id,
             "workflow_id": accounts.workflow_id,
@@ -157,11 +171,11 @@ class Log:
             "step_name": accounts.name,
             "attempt": accounts.job.attempt,
             "call_key": self.key,
-            "model": _text(self.model),
-            "request": _json(self.request),
-            "response": _json(self.response),
-            "error": self.error,
-            "context": _json(self.context),
+            "model": _text(shown.model),
+            "request": _json(shown.parts.get("request")),
+            "response": _json(shown.parts.get("response")),
+            "error": shown.error,
+            "context": _json(shown.parts.get("context")),
             "age": max(0.0, time.monotonic() - self.began),
         }
 
@@ -179,6 +193,8 @@ class Accounts:
         debug: Its calls are captured.
         budgeted: Its run has a budget.
         flights: Calls with a key that are under way in this attempt.
+        seen: Steps whose results it has read, and `unlogged` what no captured call has taken along of these.
+        open_logs: Requests that it has logged by itself and that have no response yet.
         unwritten: How much is not known to the database.
     """
 
@@ -192,6 +208,10 @@ class Accounts:
     debug: bool
     budgeted: bool
     flights: dict[str, Future[Any]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    seen_weight: int = 0
+    unlogged: dict[str, JsonValue] = field(default_factory=dict)
+    open_logs: list[Log] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     unwritten: int = 0
     all_written: asyncio.Event | None = None
@@ -203,15 +223,24 @@ class Accounts:
         return entry
 
     async def check(self) -> None:
-        """Ask, before an LLM step begins, whether a budget of its run is exhausted."""
-        if not self.budgeted:
-            return
+        """Ask, before an LLM step begins, whether a budget of its run is exhausted; see `_reserving.may_start`."""
+        if self.budgeted:
+            await _reserving.may_start(self._claimant())
 
     async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
             return None
-        return None
+        return await _reserving.reserve(
+            self._claimant(), self.ledger.cost, request=request, model=model, reserve=reserve
+        )
+
+    def _claimant(self) -> _reserving.Claimant:
+        assert self.job.id is not None
+        assert self.job.attempted_at is not None
+        return _reserving.Claimant(
+            self.ledger.books, self.name, self.workflow_id, self.job.id, self.job.attempted_at
+        )
 
     def settle(self, entries: Sequence[Entry], reservation: UUID | None) -> None:
         """What was reserved comes to what these used; with their rows, in one commit."""
@@ -220,30 +249,56 @@ class Accounts:
 
     async def release(self, reservation: UUID | None, error: BaseException | None) -> None:
         """A call came to nothing: free what was reserved for it, or charge it, as its error says. None: it needed nothing."""
-        if reservation is None:
-            return
+        if reservation is not None:
+            await _reserving.end(self.ledger.books, reservation, error)
 
-    async def snapshot(self, value: object) -> str | None:
-        """A value as it is captured, redacted and cut, at this moment; None where nothing is captured."""
-        if not self.debug:
-            return None
-        return None
+    def snapshot(self, value: object) -> Copy | None:
+        """A copy of a value as it is now; None where nothing is captured."""
+        return weighed(value) if self.debug else None
+
+    def saw(self, results: Mapping[str, object]) -> None:
+        """Results of other steps that the attempt has read, by step name; each counts once."""
+        if self.debug:
+            with self.lock:
+                fresh = {name: value for name, value in results.items() if name not in self.seen}
+                self.seen.update(fresh)
+                if fresh and self.seen_weight < _MOST_SEEN:
+                    copy = weighed(fresh)
+                    self.seen_weight += copy.weight
+                    assert isinstance(copy.value, dict)
+                    self.unlogged.update(copy.value)
+
+    def closed_logs(self) -> list[Log]:
+        """Requests that will have no response any more."""
+        with self.lock:
+            logs, self.open_logs = self.open_logs, []
+        return logs
 
     def capture(
         self,
         call_id: UUID,
         *,
-        key: str | None,
-        model: str | None,
-        request: str | None,
-        response: str | None = None,
+        key: str | None = None,
+        model: str | None = None,
+        request: Copy | None = None,
+        response: Copy | None = None,
         error: BaseException | None = None,
     ) -> list[Log]:
-        """What is written of a captured call beside what it used; nothing where nothing is captured."""
+        """What is written of a captured call beside what it used; nothing where nothing is captured.
+
+        With it go the results of other steps that no call before has taken along.
+        """
         if not self.debug:
             return []
-        told = None if error is None else _one_line(error)
-        return [Log(self, call_id, key, model, request, response, told)]
+        parts = {
+            name: part for name, part in (("request", request), ("response", response)) if part is not None
+        }
+        with self.lock:
+            context, self.unlogged = self.unlogged, {}
+        if context:
+            parts["context"] = weighed(context)
+        told = None if error is None else error_text(error)
+        return [Log(self, call_id, key, model, parts, told)]
 
 
 class Ledger:
@@ -253,6 +308,8 @@ class Ledger:
         books: Writes it.
         pricing: Tells what a call costs. It may take its time: it is asked in a thread.
         told: Called with each call once it is written, in the context in which it was recorded.
+        debug: Capture calls of all steps, not only of those whose workflow says so.
+        redact: The user's hook for what is captured.
     """
 
     def __init__(
@@ -260,10 +317,14 @@ class Ledger:
         books: Books,
         *,
         pricing: Pricing,
-        told: Callable[[Job, Usage, Price | None], object],
+        told: Callable[[Entry], object],
+        debug: bool = False,
+        redact: Hook | None = None,
     ) -> None:
         self.pricing = pricing
-        self._books = books
+        self._debug = debug
+        self._redactor = Redactor(redact)
+        self.books = books
         self._told = told
         # Plain steps record from their threads. Held for moments only.
         self._lock = threading.Lock()
@@ -283,7 +344,7 @@ class Ledger:
     ) -> Accounts:
         """The accounts of an attempt, in the event loop that runs it."""
         loop = asyncio.get_running_loop()
-        return Accounts(self, loop, job, step_id, workflow_id, label, name, debug, budgeted)
+        return Accounts(self, loop, job, step_id, workflow_id, label, name, debug or self._debug, budgeted)
 
     def add(self, entries: Sequence[Entry], logs: Sequence[Log] = ()) -> None:
         """Take what is to be written. From any thread, at any time."""
@@ -321,11 +382,9 @@ class Ledger:
 
     async def read_stored(self, accounts: Accounts, key: str) -> str | None:
         """JSON text of what a step stored under a key, in this attempt or an earlier one; None where it stored nothing."""
-        return await self._books.read_stored(accounts.step_id, key)
+        return await self.books.read_stored(accounts.step_id, key)
 
-    async def store(
-        self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
-    ) -> bool:
+    async def store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
         """Keep a call's value and what it used in one commit, and wait for that, also while the database is away. What was used
         is written whatever happens: after a cancel this goes on by itself.
 
@@ -335,19 +394,17 @@ class Ledger:
         Raises:
             ResultError: The database refuses the value.
         """
-        task = asyncio.create_task(self._store(accounts, key, value, entries, logs), name="baton-store-call")
+        task = asyncio.create_task(self._store(accounts, key, value, entries), name="baton-store-call")
         self._stores.add(task)
         task.add_done_callback(self._stores.discard)
         return await asyncio.shield(task)
 
-    async def _store(
-        self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
-    ) -> bool:
+    async def _store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
         accounts.unwritten += 1
         failures = 0
         try:
             await self._price(entries)
-            usage, shown = _rows(entries), _rows(logs)
+            usage = _rows(entries)
             assert accounts.job.id is not None
             assert accounts.job.attempted_at is not None
             while True:
@@ -355,8 +412,8 @@ class Ledger:
                     held = await within(
                         _CALL_SECONDS,
                         _as_coroutine(
-                            self._books.store_call(
-                                accounts.job.id, accounts.job.attempted_at, key, value, usage, shown
+                            self.books.store_call(
+                                accounts.job.id, accounts.job.attempted_at, key, value, usage
                             )
                         ),
                     )
@@ -378,13 +435,14 @@ class Ledger:
                     self._tell(entries)
                     return held
         except BaseException:
-            self.add(entries, logs)
+            self.add(entries)
             raise
         finally:
             self._less(accounts)
 
     async def finish(self, accounts: Accounts) -> None:
         """Wait until what an attempt used is written. Not for ever: what is not goes on being tried after that."""
+        self.add([], accounts.closed_logs())
         if not accounts.unwritten or self._waits_for_somebody:
             return
         accounts.all_written = asyncio.Event()
@@ -437,6 +495,10 @@ class Ledger:
             next_at = clock() + _INTERVAL
             self._hurried.clear()
             try:
+                if entries and any(log.shown is None for log in logs):
+                    # The user's hook may take its time. What was used does not wait for that.
+                    await self._deliver(entries, [])
+                    entries = []
                 await self._deliver(entries, logs)
                 self._failures = 0
                 self._waits_for_somebody = False
@@ -476,8 +538,9 @@ class Ledger:
 
     async def _deliver(self, entries: list[Entry], logs: list[Log]) -> None:
         await self._price(entries)
+        await self._redact(logs)
         try:
-            await within(_CALL_SECONDS, _as_coroutine(self._books.record(_rows(entries), _rows(logs))))
+            await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
         except psycopg.Error as error:
             if not _is_refused(error):
                 raise
@@ -500,6 +563,11 @@ class Ledger:
         if unpriced:
             await asyncio.to_thread(self._ask_for_prices, unpriced)
 
+    def cost(self, usage: Usage) -> Decimal | None:
+        """What so much would cost now; None is unknown. It may take its time."""
+        price = price_of(self.pricing, usage, at=datetime.now(UTC))
+        return None if price is None else price.cost
+
     def _ask_for_prices(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if entry.cost is not None:
@@ -508,12 +576,19 @@ class Ledger:
                 entry.price = price_of(self.pricing, entry.usage, at=entry.at)
             entry.is_priced = True
 
+    async def _redact(self, logs: Sequence[Log]) -> None:
+        hidden = [log for log in logs if log.shown is None]
+        if hidden:
+            found = await self._redactor.redact([log.captured() for log in hidden])
+            for log, shown in zip(hidden, found, strict=True):
+                log.shown = shown
+
     def _tell(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if not entry.is_told:
                 entry.is_told = True
                 try:
-                    entry.context.run(self._told, entry.accounts.job, entry.usage, entry.price)
+                    entry.context.run(self._told, entry)
                 except Exception:
                     logger.exception("telling of a call of %s failed; everything goes on", _what(entry))
 

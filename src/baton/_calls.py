@@ -65,6 +65,19 @@ def record_usage(
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _accounts("baton.record_usage()")
+    return record_for(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
+
+
+def record_for(
+    accounts: Accounts,
+    response: object,
+    *,
+    model: str | None = None,
+    provider: str | None = None,
+    cost: object = None,
+    latency: float | None = None,
+) -> Usage:
+    """Record what a call used, of an attempt that is named; see `record_usage`."""
     usage, entries = read_entries(
         accounts, response, model=model, provider=provider, cost=cost, latency=latency
     )
@@ -252,7 +265,7 @@ async def _make[T](
         if outer is None
         else None
     )
-    sent = await accounts.snapshot(request)
+    sent = None if request is None else accounts.snapshot(request)
     under_way = _Call(accounts, key, reservation, outer)
     token = _under_way.set(under_way)
     began = time.monotonic()
@@ -276,15 +289,16 @@ async def _make[T](
     if not under_way.is_recorded:
         entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
         for entry in entries:
-            entry.key = key
+            entry.key, entry.asked_for = key, asked_for
     if entries:
         accounts.settle(entries, reservation)
     else:
         await _there(accounts, accounts.release(reservation, None))
     _pass_on(outer, entries)
-    got = await accounts.snapshot(value)
     call_id = entries[0].id if entries else uuid7()
-    logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, response=got)
+    logs = accounts.capture(
+        call_id, key=key, model=asked_for, request=sent, response=accounts.snapshot(value)
+    )
     return _Made(value, entries, logs)
 
 
@@ -343,6 +357,8 @@ async def _stored_or_made(
             outer.is_recorded = True
         return _Value(stored)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
+    # What is captured is redacted first, which takes its time. The value must not wait for that.
+    ledger.add([], made.logs)
     try:
         text = _codec.encode(
             cast("Any", made.value).to_dict(mode="json") if _is_answer(type(made.value)) else made.value,
@@ -352,9 +368,9 @@ async def _stored_or_made(
             mend=True,
         )
     except BaseException:
-        ledger.add(made.entries, made.logs)
+        ledger.add(made.entries)
         raise
-    if not await _there(accounts, ledger.store(accounts, key, text, made.entries, made.logs)):
+    if not await _there(accounts, ledger.store(accounts, key, text, made.entries)):
         raise ResultError(
             f"step {accounts.name!r} did not store the value of call {key!r}: this attempt no longer holds its job. What the "
             "call used is recorded"

@@ -20,7 +20,7 @@ from oban.worker import WorkerResolutionError, resolve_worker
 
 from baton import _signals, _step
 from baton._accounts import Ledger
-from baton._outcomes import Cancel, Snooze
+from baton._outcomes import Cancel, Snooze, unhandled
 from baton._reports import Reports
 from baton.errors import InvalidResult
 
@@ -80,6 +80,8 @@ class StepExecutor(Executor):
                 while task.uncancel():
                     pass
             self._fail(error)
+        if isinstance(self.result, Exception) and _step.attempt_of(self.job) is not None:
+            self.result = unhandled(self.result)
         if isinstance(self.result, (Snooze, Cancel)):
             # Raised, it is still no error: Oban would store where it came from instead of its reason.
             self._traceback = None

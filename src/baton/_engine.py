@@ -20,7 +20,7 @@ import orjson
 from psycopg import AsyncConnection, DatabaseError, IsolationLevel, OperationalError, ProgrammingError
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 from psycopg.pq import TransactionStatus
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.numeric import Int8, Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 
@@ -334,6 +334,22 @@ class Engine:
             await self._value("SELECT /* schema */baton_prune_debug_logs(%s, %s::integer)", age, limit)
         )
 
+    async def prune_stats(self, age: float, limit: int) -> int:
+        """Delete what is recorded of calls older than `age` seconds, of runs that have ended; returns how many."""
+        return int(await self._value("SELECT /* schema */baton_prune_stats(%s, %s::integer)", age, limit))
+
+    async def read_calls_to_price(self, **asked: object) -> list[dict[str, Any]]:
+        """Calls of models whose cost may be another by the prices of today; see `read_calls_to_price.sql`."""
+        pool = await self.open()
+        async with pool.connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(_store.load("read_calls_to_price", self.prefix), asked, prepare=False)
+            return await cursor.fetchall()
+
+    async def price_calls(self, **columns: Sequence[object]) -> int:
+        """Write what calls cost by other prices, where nobody was faster; returns how many. See `price_calls.sql`."""
+        ((count,),) = await self._rows("price_calls", **columns)
+        return int(count)
+
     async def elect(
         self, name: str, node: str, elected_at: datetime | None, seconds: float
     ) -> datetime | None:
@@ -382,19 +398,16 @@ class Engine:
         """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
         await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
 
-    async def store_call(
-        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
-    ) -> bool:
+    async def store_call(self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str) -> bool:
         """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
         return bool(
             await self._value(
-                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb, %s::jsonb)",
+                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb)",
                 Int8(job_id),
                 naive_utc(attempted_at),
                 key,
                 value,
                 usage,
-                logs,
             )
         )
 
@@ -550,6 +563,10 @@ class Engine:
             resumed += bool(await self._patiently("baton_resume_for(%s::uuid)", run_id))
         return resumed
 
+    async def charge_dead(self) -> int:
+        """Charge what attempts had set aside that died; returns how many calls that were."""
+        return int(await self._value("SELECT /* schema */baton_charge_dead()"))
+
     async def add_to_budget(
         self, key: str | None, run_id: UUID | None, usd: Decimal, tokens: int, calls: int
     ) -> bool:
@@ -647,6 +664,9 @@ class Engine:
             inserted = await self._insert(plan, conn, self.local_producers, self.origin)
         if inserted:
             self.on_finished(read_notes(inserted[0].notes).finished)
+        if any(plan.budget_keys):
+            # A limit that was declared anew may be higher.
+            await self.resume_funded()
         return inserted
 
     async def insert_into(self, plan: InsertPlan, conn: AsyncConnection) -> list[Inserted]:

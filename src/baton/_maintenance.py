@@ -36,6 +36,7 @@ class Upkeep:
     prune: bool
     prune_limit: int
     debug_log_max_age: float | None
+    stats_max_age: float | None = None
 
 
 class Maintenance:
@@ -78,8 +79,11 @@ class Maintenance:
             missing = await self._missing_triggers()
             failed = await self._tell_failures(leader) if is_heard(WORKFLOW_FAILED) else 0
             repaired = await self._repair() if leader and not missing else 0
+            if leader:
+                await self._settle_budgets()
             pruned = await self._prune() if leader and self._upkeep.prune else Counter[str]()
             logs = await self._prune_debug_logs() if leader else 0
+            stats = await self._prune_stats() if leader else 0
             context.add(
                 {
                     "rescued": self._rescued,
@@ -88,6 +92,7 @@ class Maintenance:
                     "pruned": pruned["workflows"],
                     "deleted": dict(pruned),
                     "debug_logs": logs,
+                    "stats": stats,
                     "missing_triggers": missing,
                 }
             )
@@ -127,6 +132,16 @@ class Maintenance:
             )
         return drifted
 
+    async def _settle_budgets(self) -> None:
+        charged = await self._engine.charge_dead()
+        if charged:
+            logger.warning(
+                "%d calls of models were under way in attempts that died; what was set aside for them counts as spent",
+                charged,
+            )
+        # Whoever added to a budget may have died before this, or have done it in a transaction of its own.
+        await self._engine.resume_funded()
+
     async def _prune(self) -> Counter[str]:
         """The oldest, up to the limit; what is left is for the next turn."""
         deleted: Counter[str] = Counter()
@@ -144,6 +159,10 @@ class Maintenance:
     async def _prune_debug_logs(self) -> int:
         age = self._upkeep.debug_log_max_age
         return 0 if age is None else await self._engine.prune_debug_logs(age, self._upkeep.prune_limit)
+
+    async def _prune_stats(self) -> int:
+        age = self._upkeep.stats_max_age
+        return 0 if age is None else await self._engine.prune_stats(age, self._upkeep.prune_limit)
 
 
 def _failure(run: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from baton.errors import InvalidOption
+from baton.errors import BudgetExhausted, InvalidOption, UnpricedModel
 
 _LARGEST_SNOOZE = 10 * 365 * 86_400
 
@@ -46,3 +46,25 @@ class Cancel(Exception):
     def __init__(self, reason: str = "cancelled by the step") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def unhandled(error: Exception) -> Exception:
+    """What an exception that a step let pass means: without leave of its budget, another attempt would fare no better.
+
+    So does a group of such exceptions, which calls that are made side by side end in: its cancel comes first, then the longest
+    of its snoozes.
+    """
+    leaves = _leaves(error) if isinstance(error, ExceptionGroup) else [error]
+    meant = [Cancel(str(one)) if isinstance(one, BudgetExhausted | UnpricedModel) else one for one in leaves]
+    if not all(isinstance(one, Cancel | Snooze) for one in meant):
+        return error
+    cancels = [one for one in meant if isinstance(one, Cancel)]
+    snoozes = [one for one in meant if isinstance(one, Snooze)]
+    return cancels[0] if cancels else max(snoozes, key=lambda one: one.seconds)
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    found: list[Exception] = []
+    for one in group.exceptions:
+        found += _leaves(one) if isinstance(one, ExceptionGroup) else [one]
+    return found

@@ -43,6 +43,20 @@ _BLOB = re.compile(r"(data:[^,\s]{0,200},)?[A-Za-z0-9+/_=-]{3072}")
 # --- a copy -----------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy, and about how many bytes it takes."""
+
+    value: JsonValue
+    weight: int
+
+
+def weighed(value: object) -> Copy:
+    """As `copied`, with its weight."""
+    copier = _Copier()
+    return Copy(copier.copy(value), copier.weight)
+
+
 def copied(value: object) -> JsonValue:
     """Copy a value as JSON has it, however large, deep or odd. What is no JSON is named by its type, too much is left out.
 
@@ -57,6 +71,10 @@ class _Copier:
         self._values = _MOST_VALUES
         self._characters = _MOST_CHARACTERS
         self._above: set[int] = set()
+
+    @property
+    def weight(self) -> int:
+        return 8 * (_MOST_VALUES - self._values) + _MOST_CHARACTERS - self._characters
 
     def copy(self, value: object) -> JsonValue:
         try:

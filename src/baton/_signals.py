@@ -16,10 +16,9 @@ from oban._executor import AckAction
 from oban.job import Job
 
 from baton import _step, telemetry
+from baton._accounts import Entry
 from baton._codec import clean_text
 from baton._error_line import error_line
-from baton._usage import Usage
-from baton.pricing import Price
 from baton.workflow import Workflow
 
 logger = logging.getLogger("baton.telemetry")
@@ -64,8 +63,38 @@ def ended(action: AckAction, stopped: Mapping[str, str | None]) -> None:
         oban_telemetry.execute(event, meta)
 
 
-def called(job: Job, usage: Usage, price: Price | None) -> None:
+def called(entry: Entry) -> None:
     """What a call of a model used is written. In the context in which it was recorded."""
+    attempt = _step.attempt_of(entry.accounts.job)
+    if attempt is None or not telemetry.is_heard(telemetry.LLM_CALL):
+        return
+    job, usage, price = entry.accounts.job, entry.usage, entry.price
+    meta: dict[str, Any] = {
+        "count": 1,
+        "workflow_id": attempt.workflow_id,
+        "workflow_label": attempt.label,
+        "step_name": attempt.name,
+        "worker": _worker(job),
+        "queue": job.queue,
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "call_key": entry.key,
+        "provider": usage.provider,
+        "model": usage.model,
+        "requested_model": entry.asked_for,
+        "service_tier": usage.service_tier,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost_usd": None if price is None else price.cost,
+        "price_source": None if price is None else price.source,
+        "timestamp": entry.at,
+    }
+    if usage.latency is not None:
+        meta["duration"] = round(usage.latency * 1e9)
+    oban_telemetry.execute(telemetry.LLM_CALL, meta)
 
 
 def _described(

@@ -94,11 +94,17 @@ class Attempt:
 
     async def load(self, names: list[str] | None) -> dict[str, Any]:
         """Values of dependencies by name; those that stored nothing are left out."""
-        if self.inputs is None:
-            if names is not None:
-                return _unwrap(await self.store.dependency_results(self.step_id, names))
-            self.inputs = await self.store.dependency_results(self.step_id, None)
-        return _unwrap({name: value for name, value in self.inputs.items() if names is None or name in names})
+        if self.inputs is None and names is not None:
+            found = _unwrap(await self.store.dependency_results(self.step_id, names))
+        else:
+            if self.inputs is None:
+                self.inputs = await self.store.dependency_results(self.step_id, None)
+            found = _unwrap(
+                {name: value for name, value in self.inputs.items() if names is None or name in names}
+            )
+        if self.accounts is not None:
+            self.accounts.saw(found)
+        return found
 
 
 def _unwrap(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def statement(text: str, prefix: str) -> bytes:
 def render(text: str, prefix: str) -> str:
     """Put what statements have in common, a validated schema name and the pinned settings into a statement."""
     parts = _parts()
-    text = _PART.sub(lambda found: parts.get(found[1], found[0]), text)
+    # Twice: a part may be made of parts.
+    for _ in range(2):
+        text = _PART.sub(lambda found: parts.get(found[1], found[0]), text)
     text = text.replace("/* schema */", f'"{prefix}".').replace("/* prefix */", prefix)
     if "/* functions */" in text:
         text = text.replace("/* functions */", ", ".join(f"'baton_{name}'" for name, _ in functions()))

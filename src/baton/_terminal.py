@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
 from typing import Any
@@ -25,17 +26,25 @@ from rich.table import Table
 from rich.text import Text
 
 from baton import (
+    DayCost,
     Explanation,
+    LabelCost,
+    ModelCost,
     Progress,
     RunExplanation,
     RunState,
     RunStatus,
     RunSummary,
+    StepCost,
+    StepsCost,
     StepState,
     StepStatus,
+    Totals,
     doctor,
 )
 from baton._error_line import error_line
+
+type CostRow = StepCost | ModelCost | LabelCost | StepsCost | DayCost
 
 _NARROWEST = 8
 
@@ -82,10 +91,17 @@ def one_line(error: str | None) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON of dataclasses, dates and ids that is safe in a terminal, too, and means the same."""
-    text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    """JSON of dataclasses, dates, ids and decimals that is safe in a terminal, too, and means the same."""
+    text = orjson.dumps(value, default=_digits, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
     # Outside of strings there are only newlines, which stay.
     return _OBEYED_NOT_LAYOUT.sub(lambda found: _json_escape(found[0]), text)
+
+
+def _digits(value: object) -> str:
+    """An exact decimal, which a number in JSON would not stay."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    raise TypeError
 
 
 def _json_escape(char: str) -> str:
@@ -145,6 +161,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
+def cost(console: Console, usage: Totals | None) -> str:
+    """`$0.0123`, `≥$0.0123` where that is not all of it, `unknown`; nothing where no model was called."""
+    if usage is None:
+        return ""
+    if usage.cost_usd is None:
+        return "unknown"
+    sign = (">=" if console.options.ascii_only else "≥") if usage.is_lower_bound else ""
+    return sign + usage.cost_text.removeprefix("at least ")
+
+
 def signed(state: str, text: str, console: Console) -> Text:
     """A text behind the sign of a state, in its colour."""
     sign, plain, style = LOOKS.get(state, ("?", "?", ""))
@@ -181,12 +207,16 @@ def picture(console: Console, status: RunStatus) -> RenderableType:
         about = remark(step, f"after {few(step.deps)}" if step.deps else "")
         cells.append(step_row(console, layer if layer != shown else None, step, about))
         shown = layer
-    return Group(headline(console, status.run), steps_table(console, cells, titles=True))
+    return Group(headline(console, status.run, status.usage), steps_table(console, cells, titles=True))
 
 
-def headline(console: Console, run: RunSummary) -> Text:
+def headline(console: Console, run: RunSummary, usage: Totals | None) -> Text:
     """One line about a run."""
     head = signed(run.state, f"{safe(run.name)}  {run.state}  {took(run)}", console)
+    if usage is not None:
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        head.append(f"  {'cost unknown' if usage.cost_usd is None else usage.cost_text}")
+        head.append(f", {tokens:,} tokens" if tokens else "")
     head.no_wrap, head.overflow = True, _cut(console)
     return head
 
@@ -199,6 +229,7 @@ def step_row(console: Console, layer: int | None, step: StepStatus, about: str) 
         Text(step.state, style=LOOKS.get(step.state, ("", "", ""))[2]),
         Text(_tries(step)),
         Text(duration(_seconds(step))),
+        Text(cost(console, step.usage)),
         Text(about, style="dim" if step.state is StepState.HELD else ""),
     ]
 
@@ -206,9 +237,19 @@ def step_row(console: Console, layer: int | None, step: StepStatus, about: str) 
 def steps_table(
     console: Console, rows: Sequence[Sequence[Text]], *, titles: bool = False, one_row: bool = False
 ) -> Table:
-    """A table of the cells of `step_row`; with `one_row` none takes more than a line."""
-    names = ["", "step", "state", "tries", "took", ""] if titles else [""] * 6
-    return _table(console, names, rows, narrow=[5, 1], one_row=one_row, right=[0, 3, 4])
+    """A table of the cells of `step_row`; with `one_row` none takes more than a line. The cost is there if anything costs."""
+    names = ["", "step", "state", "tries", "took", "cost", ""] if titles else [""] * 7
+    if not any(row[5].plain for row in rows):
+        names = [*names[:5], *names[6:]]
+        rows = [[*row[:5], *row[6:]] for row in rows]
+    return _table(
+        console,
+        names,
+        rows,
+        narrow=[len(names) - 1, 1],
+        one_row=one_row,
+        right=[0, 3, 4, 5][: len(names) - 3],
+    )
 
 
 def explained(console: Console, found: Explanation | RunExplanation) -> RenderableType:
@@ -246,6 +287,44 @@ def diagnosed(found: Sequence[doctor.Finding], *, verbose: bool) -> Iterator[str
         if counts[level]
     ]
     yield f"{checks} checks: {' and '.join(wrong) or 'nothing is wrong'}"
+
+
+def costs_table(console: Console, total: Totals, rows: Sequence[CostRow]) -> RenderableType:
+    """What calls of models came to, a line each, and below what all of them did."""
+    about = [_cost_of(row) for row in rows] or [{"": ""}]
+    titles = [*about[0], "calls", "input", "output", "cost"]
+    cells = [
+        [Text(text) for text in (*names.values(), *_figures(row.totals))]
+        for names, row in zip(about, rows, strict=False)
+    ]
+    names = len(titles) - 4
+    cells.append([Text(text, style="bold") for text in ("all", *[""] * (names - 1), *_figures(total))])
+    return _table(console, titles, cells, narrow=range(names), one_row=True, right=range(names, len(titles)))
+
+
+def _cost_of(row: CostRow) -> dict[str, str]:
+    """What a line of costs is about, by the titles of its columns."""
+    match row:
+        case StepCost():
+            model = _model(row.provider, row.model)
+            return {"step": safe(row.step), "attempt": str(row.attempt), "model": model}
+        case ModelCost():
+            return {"model": _model(row.provider, row.model)}
+        case LabelCost():
+            return {"label": safe(row.label)}
+        case StepsCost():
+            return {"label": safe(row.label), "step": safe(row.step)}
+        case DayCost():
+            return {"day": f"{row.day:%Y-%m-%d}"}
+
+
+def _model(provider: str | None, model: str | None) -> str:
+    return safe(f"{provider}/{model or '?'}" if provider else model or "?")
+
+
+def _figures(totals: Totals) -> list[str]:
+    tokens = (totals.input_tokens, totals.output_tokens)
+    return [f"{totals.calls:,}", *("?" if one is None else f"{one:,}" for one in tokens), totals.cost_text]
 
 
 def _table(

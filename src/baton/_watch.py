@@ -29,9 +29,11 @@ from baton import (
     RunSummary,
     StepState,
     StepStatus,
+    Totals,
 )
 from baton._terminal import (
     LOOKS,
+    cost,
     duration,
     few,
     headline,
@@ -45,6 +47,7 @@ from baton._terminal import (
     step_row,
     steps_table,
 )
+from baton._totals import moved
 
 # From one picture to the next; what changes meanwhile is in the next one.
 _PACE = 0.1
@@ -91,6 +94,7 @@ class _Line:
     started_at: datetime | None = None
     settled_at: datetime | None = None
     error: str | None = None
+    usage: Totals | None = None
     told: object = None
 
     @property
@@ -137,6 +141,7 @@ class Board:
         )
         boxes = sorted(graph.layout().boxes, key=lambda box: box.layer)
         self.run = change.run
+        self.usage: Totals | None = None
         self.states: dict[str, StepState] = {}
         self.steps: dict[int, StepStatus] = {}
         self.lines = [_Line(box) for box in boxes]
@@ -166,12 +171,15 @@ class Board:
             line.started_at = min(line.started_at or now.started_at, now.started_at)
         if now.settled_at is not None:
             line.settled_at = max(line.settled_at or now.settled_at, now.settled_at)
+        spent = before.usage if before else None
+        line.usage = moved(line.usage, spent, now.usage)
+        self.usage = moved(self.usage, spent, now.usage)
         if now.error and now.state is not StepState.COMPLETED:
             line.error = f"{now.name}: {one_line(now.error)}"
 
     def picture(self, console: Console, rows: int) -> RenderableType:
         """A line about the run, and at most so many rows about its boxes, by layer: those that matter most."""
-        head = headline(console, self.run)
+        head = headline(console, self.run, self.usage)
         head.append(f"  {self.run.steps - self.run.unsettled:,} of {self.run.steps:,}", style="dim")
         lines = self.lines
         if len(lines) > rows:
@@ -233,6 +241,7 @@ def _group_row(console: Console, layer: int | None, line: _Line) -> list[Text]:
         Text(state, style=LOOKS[state][2]),
         Text(f"{100 * line.settled // len(line.box.steps)}%"),
         Text(duration(line.seconds)),
+        Text(cost(console, line.usage)),
         about,
     ]
 
@@ -273,6 +282,8 @@ def _step_text(step: StepStatus, order: str) -> str:
     text = str(step.state)
     if step.state is StepState.COMPLETED:
         text += f" in {duration(step.seconds)}"
+        if step.usage is not None:
+            text += f" for {step.usage.cost_text}" if step.usage.cost_usd is not None else ", cost unknown"
     if step.attempt > 1 and not step.state.settled:
         text += f" (attempt {step.attempt} of {step.max_attempts})"
     more = remark(step, order)

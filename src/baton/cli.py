@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import click
 
 import baton as api
-from baton import _shown, errors
+from baton import _costs, _shown, errors
 from baton._command import (
     FAILED,
     HELP,
@@ -48,7 +48,7 @@ Exit codes:
   3    no connection, schema missing or outdated, package missing
   130  interrupted before the end
 """
-_DEMO_PACKAGES = ("markdown_it", "trafilatura", "yake")
+_DEMO_PACKAGES = ("markdown_it", "openai", "trafilatura", "yake")
 
 
 class _Commands(click.Group):
@@ -128,7 +128,7 @@ def cli() -> None:
     """Durable DAG workflows on PostgreSQL."""
 
 
-for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why):
+for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why, _costs.cost):
     cli.add_command(command)
 
 
@@ -552,6 +552,9 @@ def demo(
 
     Without sources it reads the texts that come with it. Fetching, three analyses at once and the brief are five steps,
     each an Oban job; stop it in the middle, and --resume goes on where it was.
+
+    With BATON_LLM_URL (an OpenAI-compatible endpoint), BATON_LLM_MODEL (with commas between several) and a key in BATON_LLM_KEY
+    or OPENAI_API_KEY, the analyses ask models. Without, no model is asked.
     """
     if resume and (sources or topic is not None):
         raise click.UsageError("--resume goes on with the sources and the topic that the run has.")
@@ -566,6 +569,11 @@ def demo(
     # Standard error is for what the user must know; the queue's own business is for `baton start`.
     logging.basicConfig(level=logging.CRITICAL)
     from baton import _demo, _foreground
+    from baton.examples.research_brief import asking
 
-    wanted = _demo.Demo(sources, topic, output, as_json, ui, data_dir)
+    try:
+        endpoint = asking.endpoint()
+    except asking.EndpointError as error:
+        raise Unusable(str(error)) from None
+    wanted = _demo.Demo(sources, topic, output, as_json, ui, data_dir, endpoint)
     click.get_current_context().exit(_foreground.run(wanted.run(resume)))

@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from baton import _plan, _signals, migration
 from baton._accounts import Ledger
+from baton._capture import Hook
 from baton._deadline import within
 from baton._deliveries import Deliveries, OnFinished
 from baton._engine import (
@@ -42,6 +43,7 @@ from baton._oban import Seam
 from baton._reports import Reports
 from baton._store import validate_prefix
 from baton._waiting import Waiters
+from baton.budgets import Budgets
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
 from baton.events import Event
 from baton.pricing import GenaiPrices, Pricing
@@ -105,7 +107,13 @@ class Baton:
         prune: Delete finished runs, each whole, once Oban's pruner has deleted their jobs. Without it they stay.
         prune_limit: About how many steps, and chunks that they streamed, a turn deletes at most. A backlog shrinks over several
             turns.
+        debug: Capture the calls of models of all steps that this process runs, not only of workflows with `debug=True`. See
+            `baton.debug`.
+        redact: Called with what is captured of a call, part by part, after secrets were taken out; returns what is stored.
+            It runs in a thread. When it raises, or takes 10 seconds, nothing is stored of the call but that.
         debug_log_max_age: Seconds that captured calls are kept, whatever their run does. None keeps them as long as their run.
+        stats_max_age: Seconds that is kept what calls of models used and cost, of runs that have ended. None keeps it for ever,
+            also when the run is pruned.
         on_finished: An `async` function that is called with a `WorkflowFinished` for each run that ends, whoever ran it, at
             least once: the row that says so is deleted when the call returns. After an error, or 50 seconds, it is called
             again later, here or in another process with the same `consumer`.
@@ -133,7 +141,10 @@ class Baton:
         interval: float = 60.0,
         prune: bool = False,
         prune_limit: int = 10_000,
+        debug: bool = False,
+        redact: Hook | None = None,
         debug_log_max_age: float | None = None,
+        stats_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
         pricing: Pricing | None = None,
@@ -167,9 +178,16 @@ class Baton:
         if not isinstance(prune, bool):
             raise InvalidOption(f"prune is {prune!r}; it must be True or False")
         _check_number("prune_limit", prune_limit, "steps from 1 up, at most 1e9", at_least=1, at_most=_MOST)
-        if debug_log_max_age is not None:
-            wanted = "seconds from 0 up, at most 1e9, or None"
-            _check_number("debug_log_max_age", debug_log_max_age, wanted, at_least=0, at_most=_MOST)
+        if not isinstance(debug, bool):
+            raise InvalidOption(f"debug is {debug!r}; it must be True or False")
+        if redact is not None and (not callable(redact) or inspect.iscoroutinefunction(redact)):
+            raise InvalidOption(
+                "redact must be a function, no `async` one, that takes what is captured and returns it"
+            )
+        for option, age in (("debug_log_max_age", debug_log_max_age), ("stats_max_age", stats_max_age)):
+            if age is not None:
+                wanted = "seconds from 0 up, at most 1e9, or None"
+                _check_number(option, age, wanted, at_least=0, at_most=_MOST)
         if on_finished is not None and not inspect.iscoroutinefunction(on_finished):
             raise InvalidOption("on_finished must be an `async def` that takes a WorkflowFinished")
         if consumer == WORKFLOW_FAILED:
@@ -180,6 +198,8 @@ class Baton:
         self._given = oban
         self._on_finished = on_finished
         self._pricing = GenaiPrices() if pricing is None else pricing
+        self._debug = debug
+        self._redact = redact
         self._consumer = workflow_key(consumer)
         self._queues = _validate_queues(queues or {})
         self._prefix = validate_prefix(oban._prefix if oban is not None else prefix)
@@ -194,6 +214,7 @@ class Baton:
             prune=prune,
             prune_limit=int(prune_limit),
             debug_log_max_age=debug_log_max_age,
+            stats_max_age=stats_max_age,
         )
         self._local: tuple[Path | None] | None = None
         self._server: LocalServer | None = None
@@ -284,8 +305,18 @@ class Baton:
         Raises:
             NotStarted: Before the start.
         """
-        self._started()
-        return Stats(self._connection, self._prefix)
+        engine, _, _ = self._started()
+        return Stats(self._connection, self._prefix, engine, self._pricing or GenaiPrices())
+
+    @property
+    def budgets(self) -> Budgets:
+        """What budgets have left, and adding to them: `await baton.budgets.add("tenant:acme", usd=50)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        engine, _, _ = self._started()
+        return Budgets(self._connection, self._prefix, engine)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -461,7 +492,9 @@ class Baton:
         self._oban = oban
         self._engine = engine
         self._reports = Reports(engine.report, limit=self._stream_limit)
-        self._ledger = Ledger(engine, pricing=self._pricing, told=_signals.called)
+        self._ledger = Ledger(
+            engine, pricing=self._pricing, told=_signals.called, debug=self._debug, redact=self._redact
+        )
         maintenance = Maintenance(
             engine,
             self._upkeep,

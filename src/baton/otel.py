@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 
 def instrument(
-    *, tracer_provider: "TracerProvider | None" = None, meter_provider: "MeterProvider | None" = None
+    *,
+    tracer_provider: "TracerProvider | None" = None,
+    meter_provider: "MeterProvider | None" = None,
+    model_calls: bool = True,
 ) -> None:
     """Trace and measure from now on, in this process. Called again, the providers are those of the last call.
 
     Args:
         tracer_provider: Where spans go; None for OpenTelemetry's global one.
         meter_provider: Where metrics go; None for OpenTelemetry's global one.
+        model_calls: Spans and metrics of the calls of models that steps record. False where the clients of the providers are
+            instrumented themselves: each call would be counted twice.
 
     Raises:
         MissingExtra: opentelemetry-api is not installed.
@@ -35,7 +40,7 @@ def instrument(
         raise MissingExtra(
             'tracing needs opentelemetry-api; install it with: pip install "oban-baton[otel]"'
         ) from error
-    _otel.attach(tracer_provider, meter_provider)
+    _otel.attach(tracer_provider, meter_provider, model_calls=model_calls)
 
 
 def uninstrument() -> None:

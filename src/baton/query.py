@@ -42,6 +42,8 @@ _MOST_CHARACTERS = 1_000_000
 _MOST_CHUNKS = 1_000
 _STREAM_BYTES = 256 * 1024
 _MOST_NEIGHBOURS = 1_000
+_MOST_LOGS = 100
+_LOGS_BYTES = 1024 * 1024
 # No name and no key is longer.
 _LONGEST_TEXT = 200
 _ORDERS: tuple[StepOrder, ...] = ("position", "started_at", "duration")
@@ -107,6 +109,7 @@ class StepDetail:
         result_size: None without a result.
         attempts: Those that failed, the last 20, oldest first.
         attempts_failed: How many failed in all.
+        captured: Whether calls of models that it made were captured.
         worker: Oban's name of the class that runs it.
         node: Where its last attempt began.
         dependencies: Steps it waits for, the first in the order they were added.
@@ -123,12 +126,59 @@ class StepDetail:
     result_size: int | None
     attempts: tuple[FailedAttempt, ...]
     attempts_failed: int
+    captured: bool
     worker: str | None
     node: str | None
     dependencies: tuple[Neighbour, ...]
     dependencies_count: int
     dependents: tuple[Neighbour, ...]
     dependents_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DebugLog:
+    """A captured call of a model; see `baton.debug`. Its texts are without secrets, and cut.
+
+    Attributes:
+        id: Where it stands among all of them.
+        step: Name of the step that made it.
+        position: Of that step in its run.
+        attempt: Which attempt of it, from 1.
+        model: What the request named, or the step.
+        call_id: Id of what the call used in `baton_llm_calls`, if that is known.
+        call_key: Key of the stored call, of those made with `once`.
+        request: What was sent, as JSON; None if the step did not say.
+        response: What came back, as JSON; None if nothing did.
+        context: Results of other steps that the attempt had read by then and no earlier call has, by step name, as JSON.
+        error: What the call raised in place of an answer, or why nothing is stored of it.
+        at: When it had ended, by the server's clock.
+    """
+
+    id: int
+    step: str
+    position: int
+    attempt: int
+    model: str | None
+    call_id: str | None
+    call_key: str | None
+    request: str | None
+    response: str | None
+    context: str | None
+    error: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DebugLogPage:
+    """Some captured calls of a run.
+
+    Attributes:
+        logs: In the order in which they were written.
+        next: What the next page is asked for with, as `after`; None when this is the last.
+    """
+
+    logs: tuple[DebugLog, ...]
+    next: int | None
 
 
 class Query:
@@ -435,6 +485,48 @@ class Query:
             raise _no_step(run, step)
         return page
 
+    async def list_debug_logs(
+        self,
+        run_id: str | UUID,
+        step: str | int | Ref[Any] | None = None,
+        *,
+        attempt: int | None = None,
+        after: int = 0,
+        limit: int = 20,
+        name_prefix: str = "",
+    ) -> DebugLogPage:
+        """Captured calls of a run, or of one of its steps, a page at a time; see `baton.debug`.
+
+        They may hold what people wrote and what the run read, so think of who sees them.
+
+        Args:
+            step: Only those of this step: its name, its ref or its position.
+            attempt: Only those of this attempt.
+            after: `next` of the page before; 0 for the start.
+            limit: 1 to 100. A page ends as well with the call that makes it a megabyte of JSON.
+
+        Raises:
+            RunNotFound: There is no such run.
+            ResultNotFound: It has no such step.
+        """
+        _check_range("limit", limit, _MOST_LOGS)
+        if attempt is not None:
+            _check_range("attempt", attempt, _LATEST_POSITION)
+        if after != 0:
+            _check_range("after", after, 2**63 - 1)
+        asked = {"attempt": attempt, "after": after, "limit": limit + 1, "bytes": _LOGS_BYTES}
+        name, which = ("find_debug_logs", {}) if step is None else ("find_debug_logs_of_step", _which(step))
+        async with self._reading_run(run_id, name_prefix) as (conn, run):
+            cursor = await conn.execute(self._sql(name), {"id": run.id, **which, **asked}, prepare=False)
+            rows = await cursor.fetchall()
+            if not rows and step is not None:
+                raise _no_step(run, step)
+        found = [row for row in rows if row[0] is not None]
+        # Where it ended because of its size, the next may turn out to be empty.
+        more = len(found) > limit or sum(size for *_, size in found) >= _LOGS_BYTES
+        logs = tuple(_debug_log(row) for row in found[:limit])
+        return DebugLogPage(logs, logs[-1].id if more else None)
+
     async def read_graph(self, run_id: str | UUID, *, name_prefix: str = "") -> Graph:
         """All steps with what they wait for, their functions and their states, ready to draw.
 
@@ -531,6 +623,7 @@ class _DetailRow:
     result_size: int | None
     errors: list[list[Any]]
     attempts_failed: int
+    captured: bool
     worker: str | None
     node: str | None
 
@@ -544,6 +637,7 @@ class _DetailRow:
             result_size=self.result_size,
             attempts=tuple(_failed_attempt(*error) for error in self.errors),
             attempts_failed=self.attempts_failed,
+            captured=self.captured,
             worker=self.worker,
             node=self.node,
             dependencies=dependencies.first,
@@ -566,6 +660,15 @@ def _reference(ref: object) -> tuple[str, str] | None:
 
 def _path(root: str, path: list[object]) -> str:
     return _codec.render_path(root, [segment for segment in path if isinstance(segment, str | int)])
+
+
+def _debug_log(row: tuple[Any, ...]) -> DebugLog:
+    """A row of `find_debug_logs`, which ends with its size."""
+    id_, step, position, attempt, model, call_id, key, request, response, context, error, at, _ = row
+    shown = None if call_id is None else str(call_id)
+    return DebugLog(
+        id_, step, position, attempt, model, shown, key, request, response, context, error, at.astimezone(UTC)
+    )
 
 
 def _failed_attempt(attempt: object, at: object, error: str | None) -> FailedAttempt:

@@ -16,6 +16,7 @@ from psycopg.rows import class_row, kwargs_row
 from baton import _codec, _fold, _layout, _store, render
 from baton._layout import Layout
 from baton._states import RunState, StepState
+from baton._totals import TOKENS, Totals, add_up
 from baton.events import WorkflowFinished
 
 
@@ -39,6 +40,7 @@ class RunSummary:
         cancel_reason: What was given as the reason.
         deadline_at: When it must have finished.
         rerun_of: Id of the run whose settled steps it copied.
+        paused_by_budget: Whether a budget that is exhausted paused it.
     """
 
     id: str
@@ -56,6 +58,7 @@ class RunSummary:
     cancel_reason: str | None = None
     deadline_at: datetime | None = None
     rerun_of: str | None = None
+    paused_by_budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class StepStatus:
         snoozed: How many times it snoozed; 0 once the job is pruned.
         progress: How far its present attempt said it is, or its last one; None if that said nothing.
         chunks: How many chunks that attempt has streamed.
+        usage: What calls of models used and cost, in all of its attempts; None without calls.
     """
 
     name: str
@@ -122,6 +126,7 @@ class StepStatus:
     snoozed: int = 0
     progress: Progress | None = None
     chunks: int = 0
+    usage: Totals | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -171,6 +176,11 @@ class RunStatus:
 
     run: RunSummary
     steps: tuple[StepStatus, ...]
+
+    @property
+    def usage(self) -> Totals | None:
+        """What calls of models used and cost, in all steps; None without calls."""
+        return add_up(step.usage for step in self.steps)
 
     @property
     def state(self) -> RunState:
@@ -266,6 +276,7 @@ class _RunRow:
     cancel_reason: str | None
     deadline_at: datetime | None
     rerun_of: UUID | None
+    paused_by_budget: bool
 
     def summary(self) -> RunSummary:
         return RunSummary(
@@ -284,6 +295,7 @@ class _RunRow:
             cancel_reason=self.cancel_reason,
             deadline_at=_utc(self.deadline_at),
             rerun_of=str(self.rerun_of) if self.rerun_of else None,
+            paused_by_budget=self.paused_by_budget,
         )
 
 
@@ -338,7 +350,9 @@ def _step_status(
     progress = None
     if done is not None and progress_at is not None:
         progress = Progress(done, total, message, progress_at.astimezone(UTC))
-    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, **fields)
+    spent = {name: fields.pop(name) for name in ("calls", *TOKENS, "cost_usd", "unpriced")}
+    usage = Totals.of(spent) if spent["calls"] else None
+    return StepStatus(deps=tuple(deps), state=StepState(state), progress=progress, usage=usage, **fields)
 
 
 async def read_stream(

@@ -4,6 +4,7 @@ What is recorded of a call is a fact. It counts whatever became of the attempt t
 pruned. What is not known is None and never 0: of totals with such calls, the cost is the least that was spent.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -12,13 +13,20 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from oban.job import Job
 from psycopg import AsyncConnection
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
 from baton import _dollars, _store
+from baton._calls import record_for
 from baton._declare import Ref
-from baton.errors import InvalidOption, QueryTimeout, RunNotFound
+from baton._engine import Engine
+from baton._step import attempt_of
+from baton._totals import TOKENS, Totals
+from baton._usage import Usage
+from baton.errors import InvalidOption, NoWorkflow, QueryTimeout, RunNotFound
+from baton.pricing import Price, Pricing, price_of
 from baton.query import _aware, _beginning, _check_range, _id, _id_option, _text
 
 _RUN_SECONDS = 2
@@ -30,46 +38,8 @@ _ONE_MOMENT = (
 _MOST_RUNS = 1_000
 _MOST_CALLS = 1_000
 _MOST_ROWS = 10_000
-_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What some calls of models came to.
-
-    A number of tokens is the sum of those that are known, and None where none is.
-
-    Attributes:
-        calls: How many calls.
-        input_tokens: All that went in, those of caches included.
-        output_tokens: All that came out, reasoning included.
-        cache_read_tokens: Of the input, those read from a cache.
-        cache_write_tokens: Of the input, those put into one.
-        reasoning_tokens: Of the output, those of reasoning.
-        cost_usd: What the calls with a known cost came to, to the last digit; None where no cost is known.
-        unpriced: Calls whose cost is not known.
-    """
-
-    calls: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cache_read_tokens: int | None
-    cache_write_tokens: int | None
-    reasoning_tokens: int | None
-    cost_usd: Decimal | None
-    unpriced: int
-
-    @property
-    def is_lower_bound(self) -> bool:
-        """Whether more may have been spent than `cost_usd`: a call has no known cost."""
-        return self.unpriced > 0
-
-    @property
-    def cost_text(self) -> str:
-        """The cost as people read it: `$1.20`, `at least $1.20`, `unknown`."""
-        if self.cost_usd is None:
-            return "unknown"
-        return ("at least " if self.is_lower_bound else "") + _dollars.text(self.cost_usd)
+# Repriced in one statement.
+_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +151,35 @@ class DayCost:
     totals: Totals
 
 
+def record(job: Job, usage: object, *, cost: Decimal | int | str | float | None = None) -> Usage:
+    """Record what a call of a model used that a job made; for worker classes, which have the job at hand.
+
+        async def process(self, job):
+            answer = await client.messages.create(...)
+            stats.record(job, answer)
+
+    The same as `baton.record_usage`, and like that it does not wait.
+
+    Args:
+        job: The job that this process is running, as `process` got it.
+        usage: What `record_usage` takes: a provider's answer, a `Usage`, or a dict with the keys of `llm_usage`.
+        cost: What it cost in USD, where that is known better than from a table of prices.
+
+    Returns:
+        What was read.
+
+    Raises:
+        InvalidUsage: Nothing that was used can be read from it.
+        NoWorkflow: The job is no step's of a workflow, or is not running here.
+    """
+    attempt = attempt_of(job)
+    if attempt is None or attempt.accounts is None:
+        raise NoWorkflow(
+            f"job {job.id} is not the job of a workflow's step that runs here; usage is recorded of steps, while they run"
+        )
+    return record_for(attempt.accounts, usage, cost=cost)
+
+
 class Stats:
     """Reads what calls of models used and cost. `baton.stats` is one; it works while its Baton does.
 
@@ -190,10 +189,18 @@ class Stats:
     """
 
     def __init__(
-        self, connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]], prefix: str
+        self,
+        connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        prefix: str,
+        engine: Engine,
+        pricing: Pricing,
     ) -> None:
         self._connection = connection
         self._prefix = prefix
+        self._engine = engine
+        self._pricing = pricing
+
+    record = staticmethod(record)
 
     # --- runs ---------------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class Stats:
         asked = {"ids": list(dict.fromkeys(ids)), "name_prefix": _beginning(name_prefix)}
         async with self._reading("the totals of runs", _RUN_SECONDS) as conn:
             rows = await self._rows(conn, "read_cost_of_runs", asked)
-        return {str(row["workflow_id"]): _totals(row) for row in rows}
+        return {str(row["workflow_id"]): Totals.of(row) for row in rows}
 
     async def steps_for_workflow(
         self, run_id: str | UUID, *, limit: int = _MOST_ROWS, name_prefix: str = ""
@@ -245,12 +252,27 @@ class Stats:
                 attempt=row["attempt"],
                 provider=row["provider"],
                 model=row["model"],
-                totals=_totals(row),
+                totals=Totals.of(row),
                 latency=_seconds(row["latency_ms"]),
                 prices=tuple(row["prices"] or ()),
             )
             for row in rows
         )
+
+    async def models_for_workflow(
+        self, run_id: str | UUID, *, limit: int = _MOST_ROWS, name_prefix: str = ""
+    ) -> tuple[ModelCost, ...]:
+        """What the calls of a run came to by provider and model, the dearest first; those of an unknown cost come last.
+
+        Args:
+            limit: 1 to 10,000.
+
+        Raises:
+            RunNotFound: There is no such run, nor are calls of one recorded.
+        """
+        _check_range("limit", limit, _MOST_ROWS)
+        rows = await self._rows_of_run("read_cost_of_models", run_id, name_prefix, limit=limit)
+        return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def calls_for_workflow(
         self,
@@ -298,19 +320,25 @@ class Stats:
             QueryTimeout: There are too many.
         """
         (row,) = await self._report("read_cost", from_, to, name_prefix)
-        return _totals(row)
+        return Totals.of(row)
 
     async def cost_by_model(
         self,
         from_: datetime | None = None,
         to: datetime | None = None,
         *,
+        run_id: str | UUID | None = None,
         name_prefix: str = "",
         limit: int = _MOST_ROWS,
     ) -> tuple[ModelCost, ...]:
-        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last."""
-        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit)
-        return tuple(ModelCost(row["provider"], row["model"], _totals(row)) for row in rows)
+        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last.
+
+        Args:
+            run_id: Only the calls of this run.
+            limit: 1 to 10,000.
+        """
+        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit, run_id)
+        return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def cost_by_label(
         self,
@@ -322,7 +350,7 @@ class Stats:
     ) -> tuple[LabelCost, ...]:
         """As `totals`, by the name of the runs, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_label", from_, to, name_prefix, limit)
-        return tuple(LabelCost(row["label"], _totals(row)) for row in rows)
+        return tuple(LabelCost(row["label"], Totals.of(row)) for row in rows)
 
     async def cost_by_step(
         self,
@@ -334,7 +362,7 @@ class Stats:
     ) -> tuple[StepsCost, ...]:
         """As `totals`, by the names of run and step, the dearest first; those of an unknown cost come last."""
         rows = await self._report("read_cost_by_step", from_, to, name_prefix, limit)
-        return tuple(StepsCost(row["label"], row["step"], _totals(row)) for row in rows)
+        return tuple(StepsCost(row["label"], row["step"], Totals.of(row)) for row in rows)
 
     async def cost_by_day(
         self,
@@ -346,7 +374,45 @@ class Stats:
     ) -> tuple[DayCost, ...]:
         """As `totals`, by day in UTC, the latest first. Days without a call are left out."""
         rows = await self._report("read_cost_by_day", from_, to, name_prefix, limit)
-        return tuple(DayCost(row["day"], _totals(row)) for row in rows)
+        return tuple(DayCost(row["day"], Totals.of(row)) for row in rows)
+
+    # --- prices -------------------------------------------------------------------------------------
+
+    async def reprice(
+        self, from_: datetime | None = None, to: datetime | None = None, *, only_unpriced: bool = True
+    ) -> int:
+        """Price calls again that are recorded already, with the prices that this Baton has now, each as of its own time.
+
+        For models that had no price when they were called, or a wrong one. A call keeps its cost where no price is known now,
+        or where the step itself said what it cost. What budgets have spent stays as it is.
+
+        Calls are written a thousand at a time. Two who do it at once, or a second time, change nothing more; what was written
+        before an error stays.
+
+        Args:
+            from_: Only calls recorded at this moment or later; aware.
+            to: Only those before this; aware.
+            only_unpriced: Leave those alone whose cost is known.
+
+        Returns:
+            How many calls have another price now.
+        """
+        asked = {**_between(from_, to), "only_unpriced": bool(only_unpriced), "limit": _BATCH}
+        changed, at, id_ = 0, None, None
+        while True:
+            rows = await self._engine.read_calls_to_price(**asked, after_at=at, after_id=id_)
+            priced = await asyncio.to_thread(_priced, self._pricing, rows)
+            if priced:
+                changed += await self._engine.price_calls(
+                    ids=[row["id"] for row, _ in priced],
+                    befores=[row["cost_usd"] for row, _ in priced],
+                    costs=[price.cost for _, price in priced],
+                    sources=[price.source for _, price in priced],
+                    versions=[price.version for _, price in priced],
+                )
+            if len(rows) < _BATCH:
+                return changed
+            at, id_ = rows[-1]["inserted_at"], rows[-1]["id"]
 
     # --- how it is read -----------------------------------------------------------------------------
 
@@ -357,9 +423,15 @@ class Stats:
         to: datetime | None,
         name_prefix: str,
         limit: int = 1,
+        run_id: str | UUID | None = None,
     ) -> list[dict[str, Any]]:
         _check_range("limit", limit, _MOST_ROWS)
-        asked = {**_between(from_, to), "name_prefix": _beginning(name_prefix), "limit": limit}
+        asked = {
+            **_between(from_, to),
+            "run_id": None if run_id is None else _id_option("run_id", run_id),
+            "name_prefix": _beginning(name_prefix),
+            "limit": limit,
+        }
         async with self._reading("a report", _REPORT_SECONDS) as conn:
             return await self._rows(conn, name, asked)
 
@@ -400,14 +472,24 @@ def _between(from_: datetime | None, to: datetime | None) -> dict[str, object]:
     return {"from": _aware("from_", from_), "to": _aware("to", to)}
 
 
-def _totals(row: Mapping[str, Any]) -> Totals:
-    cost = row["cost_usd"]
-    return Totals(
-        calls=row["calls"],
-        # The database's sum of whole numbers may be larger than its whole numbers.
-        **{kind: None if row[kind] is None else int(row[kind]) for kind in _TOKENS},
-        cost_usd=None if cost is None else _dollars.plain(cost),
-        unpriced=row["unpriced"],
+def _priced(pricing: Pricing, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Price]]:
+    """The calls whose price is another now, with that. May take its time."""
+    found = []
+    for row in rows:
+        price = price_of(pricing, _usage(row), at=row["inserted_at"].astimezone(UTC))
+        before = (row["cost_usd"], row["price_source"], row["price_version"])
+        if price is not None and before != (price.cost, price.source, price.version):
+            found.append((row, price))
+    return found
+
+
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(
+        model=row["model"],
+        provider=row["provider"],
+        service_tier=row["service_tier"],
+        units=row["units"],
+        **{kind: row[kind] for kind in TOKENS},
     )
 
 

@@ -27,6 +27,7 @@ STEP_COMPLETED: Final = "baton.step.completed"
 STEP_RETRYABLE: Final = "baton.step.retryable"
 STEP_DISCARDED: Final = "baton.step.discarded"
 STEP_CANCELLED: Final = "baton.step.cancelled"
+LLM_CALL: Final = "baton.llm.call"
 WORKFLOW_FINISHED: Final = "baton.workflow.finished"
 WORKFLOW_FAILED: Final = "baton.workflow.failed"
 RESCUED: Final = "baton.plugin.rescued"
@@ -50,6 +51,7 @@ EVENTS: Final = (
     SWEEP_START,
     SWEEP_STOP,
     SWEEP_EXCEPTION,
+    LLM_CALL,
 )
 
 FAILED_STEPS: Final = 100

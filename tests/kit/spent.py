@@ -18,6 +18,7 @@ SELECT %(id)s, %(run_id)s, coalesce((SELECT name FROM workflows WHERE id = %(run
   coalesce((SELECT id FROM workflow_nodes WHERE workflow_id = %(run_id)s AND name = %(step)s), 0), %(step)s, %(attempt)s,
   %(key)s, %(provider)s, %(model)s, %(service_tier)s, %(input_tokens)s, %(output_tokens)s, %(cache_read_tokens)s,
   %(cache_write_tokens)s, %(reasoning_tokens)s, %(units)s, %(latency_ms)s, %(cost)s::numeric, %(source)s, %(version)s, %(at)s
+RETURNING baton_announce(ARRAY[step_id])
 """
 _UNKNOWN: dict[str, Any] = dict.fromkeys(
     [
@@ -47,7 +48,7 @@ async def spend(
     at: datetime | None = None,
     **known: Any,
 ) -> str:
-    """Record a call of a model by a step of a run, which may have been pruned; returns the call's id."""
+    """Record a call of a model by a step of a run, which may be pruned, tell who follows it, and return the call's id."""
     row = _UNKNOWN | {
         "id": uuid7(),
         "run_id": run_id,

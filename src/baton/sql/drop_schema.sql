@@ -15,7 +15,8 @@ BEGIN
   END LOOP;
 END
 $$;
-DROP VIEW IF EXISTS /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges;
+DROP VIEW IF EXISTS /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges,
+  /* schema */baton_llm_calls;
 DROP TABLE IF EXISTS /* schema */workflows, /* schema */workflow_nodes, /* schema */workflow_edges,
   /* schema */workflow_completions, /* schema */workflow_checkpoints, /* schema */workflow_repairs,
   /* schema */workflow_subscribers, /* schema */workflow_consumers, /* schema */workflow_deliveries,

@@ -17,6 +17,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */workflows, /* schema */workf
   /* schema */workflow_deliveries, /* schema */workflow_debug_logs, /* schema */workflow_progress,
   /* schema */workflow_streams, /* schema */workflow_step_stats, /* schema */workflow_budgets, /* schema */workflow_budget_runs,
   /* schema */workflow_reservations TO /* role */;
-GRANT SELECT ON /* schema */workflow_migrations, /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges TO /* role */;
+GRANT SELECT ON /* schema */workflow_migrations, /* schema */baton_workflows, /* schema */baton_steps, /* schema */baton_edges,
+  /* schema */baton_llm_calls TO /* role */;
 GRANT SELECT, INSERT, UPDATE, DELETE ON /* schema */oban_jobs, /* schema */oban_leaders, /* schema */oban_producers TO /* role */;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA "/* prefix */" TO /* role */;

@@ -6,7 +6,7 @@ SELECT
         'workflow_step_stats', 'workflow_debug_logs', 'workflow_checkpoints', 'workflow_repairs', 'workflow_subscribers',
         'workflow_consumers', 'workflow_deliveries', 'workflow_progress', 'workflow_streams', 'workflow_budgets',
         'workflow_budget_runs', 'workflow_reservations', 'baton_workflows',
-        'baton_steps', 'baton_edges']) AS name
+        'baton_steps', 'baton_edges', 'baton_llm_calls']) AS name
         WHERE to_regclass(format('%%I.%%I', %(prefix)s::text, name)) IS NOT NULL) AS tables,
   ARRAY(SELECT name FROM unnest(ARRAY['baton_jobs_updated', 'baton_jobs_deleted', 'baton_jobs_truncated']) AS name
         WHERE NOT EXISTS (SELECT FROM pg_trigger AS present

@@ -4,6 +4,8 @@ A `Board` follows one run. For each set of groups that somebody shows unfolded i
 stands in, and each box as JSON, written when it is first asked for after a change. Whoever looks holds the number of the last
 change they were told of, and asks for what changed since: nothing is queued for them, so one who is slow costs no memory and
 sees fewer states between, and the last one always.
+
+What is spent of a run's budgets is no change of the run: while it is live and somebody looks, it is read each second.
 """
 
 import asyncio
@@ -12,11 +14,27 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus
+import psycopg
+import psycopg_pool
+
+from baton import (
+    Baton,
+    BatonError,
+    BudgetStatus,
+    Graph,
+    Layout,
+    Run,
+    RunChange,
+    RunSummary,
+    StepState,
+    StepStatus,
+    Totals,
+)
+from baton._totals import moved
 from baton.web import _shapes
 from baton.web._errors import Refused
 
@@ -31,6 +49,10 @@ _PATIENCE = 30.0
 # Messages for those who have seen the same change; nearly all have seen the last one or the one before.
 _MESSAGES = 4
 _SHOWN_FAILED = 5
+# From one look at the budgets, or at what each model cost, to the next.
+_BUDGET_SECONDS = 1.0
+_MODEL_SECONDS = 1.0
+_MOST_MODELS = 200
 _FAILED = (StepState.DISCARDED, StepState.CANCELLED)
 
 
@@ -58,17 +80,19 @@ class Moves:
 
 @dataclass(slots=True)
 class _Tally:
-    """Steps of a group by state, which failed, when the first began and when the last ended."""
+    """Steps of a group by state, which failed, when the first began and when the last ended, and what they cost."""
 
     counts: Counter[StepState] = field(default_factory=Counter)
     failed: dict[StepState, set[int]] = field(default_factory=lambda: {state: set() for state in _FAILED})
     started_at: datetime | None = None
     settled_at: datetime | None = None
+    usage: Totals | None = None
 
-    def move(self, before: StepState | None, step: StepStatus) -> None:
+    def move(self, before: StepStatus | None, step: StepStatus) -> None:
         if before is not None:
-            self.counts[before] -= 1
-            self.failed.get(before, set()).discard(step.position)
+            self.counts[before.state] -= 1
+            self.failed.get(before.state, set()).discard(step.position)
+        self.usage = moved(self.usage, before.usage if before else None, step.usage)
         self.counts[step.state] += 1
         if step.state in self.failed:
             self.failed[step.state].add(step.position)
@@ -87,6 +111,7 @@ class _Tally:
             "failed": shown,
             "started_at": self.started_at,
             "settled_at": self.settled_at if ended else None,
+            "usage": _shapes.usage(self.usage),
         }
 
 
@@ -143,10 +168,27 @@ class _Drawing:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What is said of a run as a whole, besides its steps by state."""
+
+    run: RunSummary
+    usage: Totals | None = None
+    budgets: tuple[BudgetStatus, ...] = ()
+
+    @property
+    def json(self) -> bytes:
+        return b'"run":%s,"usage":%s,"budgets":%s' % (
+            _shapes.dumps(_shapes.run(self.run)),
+            _shapes.dumps(_shapes.usage(self.usage)),
+            _shapes.dumps([_shapes.budget(budget) for budget in self.budgets]),
+        )
+
+
 class View(Moves):
     """A run as it is seen with some groups unfolded."""
 
-    def __init__(self, drawing: _Drawing, run: RunSummary, steps: Iterable[StepStatus]) -> None:
+    def __init__(self, drawing: _Drawing, about: _About, steps: Iterable[StepStatus]) -> None:
         super().__init__()
         self.users = 0
         self.over = False
@@ -158,33 +200,32 @@ class View(Moves):
         self._changed: OrderedDict[str, int] = OrderedDict()
         self._written: dict[str, bytes] = {}
         self._messages: OrderedDict[int, bytes] = OrderedDict()
-        self._run = run
-        self.apply(run, [(None, step) for step in steps])
+        self._about = about
+        self.apply(about, [(None, step) for step in steps])
 
-    def apply(self, run: RunSummary, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
+    def apply(self, about: _About, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
         """Take in what changed: each step as it was and as it is.
 
         A step that stands in no box ends this view: the graph has grown.
         """
         self.version += 1
         self._messages.clear()
-        self._run = run
+        self._about = about
         for before, after in steps:
             box = self._drawing.box_of.get(after.position)
             if box is None:
                 self.over = True
                 continue
-            old = None if before is None else before.state
-            if old is not None:
-                self._counts[old] -= 1
+            if before is not None:
+                self._counts[before.state] -= 1
             self._counts[after.state] += 1
             tally = self._groups.get(box)
             if tally is None:
                 self._steps[box] = after
-            elif old is after.state:
+            elif before is not None and before.state is after.state and before.usage == after.usage:
                 continue
             else:
-                tally.move(old, after)
+                tally.move(before, after)
             self._changed[box] = self.version
             self._changed.move_to_end(box)
             self._written.pop(box, None)
@@ -199,8 +240,8 @@ class View(Moves):
                 if self._changed[box] <= since:
                     break
                 boxes.append(b'"%s":%s' % (box.encode(), self._box(box)))
-            found = b'"run":%s,"counts":%s,"boxes":{%s}' % (
-                _shapes.dumps(_shapes.run(self._run)),
+            found = b'%s,"counts":%s,"boxes":{%s}' % (
+                self._about.json,
                 _shapes.dumps(_shapes.counts(self._counts)),
                 b",".join(boxes),
             )
@@ -234,20 +275,23 @@ class Board:
         self.over = False
         self._baton = baton
         self._run = run
-        self._summary: RunSummary | None = None
+        self._about: _About | None = None
         self._steps: dict[int, StepStatus] = {}
         self._graph: Graph | None = None
         self._views: OrderedDict[tuple[str, ...], View] = OrderedDict()
         self._making = asyncio.Lock()
+        self._models = _Models(baton, run)
+        self._budgets_seen = asyncio.Event()
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever waited for it may have gone.
         self._first.add_done_callback(asyncio.Future.exception)
-        self._task = asyncio.create_task(self._follow(), name=f"baton-web-{run.id}")
+        self._task = asyncio.create_task(self._follow_all(), name=f"baton-web-{run.id}")
 
     async def ready(self) -> None:
         """Wait for the first look at the run; raises what that raised."""
         async with asyncio.timeout(_PATIENCE):
             await asyncio.shield(self._first)
+            await self._budgets_seen.wait()
 
     def close(self) -> asyncio.Task[None]:
         """Stop following; whoever looks is told that it is over."""
@@ -290,20 +334,54 @@ class Board:
             raise Refused(503, "this run is looked at in too many ways at once; fold some groups")
         if self._graph is None:
             self._graph = await self._baton.query.read_graph(self._run.id)
-        assert self._summary is not None
-        graph, run, steps = self._graph, self._summary, dict(self._steps)
+        assert self._about is not None
+        graph, about, steps = self._graph, self._about, dict(self._steps)
         view = await asyncio.to_thread(
-            lambda: View(_Drawing.of(graph.layout(expand=key)), run, steps.values())
+            lambda: View(_Drawing.of(graph.layout(expand=key)), about, steps.values())
         )
         # What changed meanwhile.
         changed = [step for position, step in self._steps.items() if steps.get(position) is not step]
-        view.apply(self._summary, [(steps.get(step.position), step) for step in changed])
+        view.apply(self._about, [(steps.get(step.position), step) for step in changed])
         return view
 
     def _drop_idle_views(self) -> None:
         idle = [key for key, view in self._views.items() if not view.users]
         for key in idle[: max(0, len(idle) - _KEPT_VIEWS)]:
             del self._views[key]
+
+    async def models(self) -> bytes:
+        """What each model cost so far, as JSON; read once for all who look."""
+        return await self._models.read(None if self._about is None else self._about.usage)
+
+    async def _follow_all(self) -> None:
+        budgets = asyncio.create_task(self._follow_budgets(), name=f"baton-web-budgets-{self._run.id}")
+        try:
+            await self._follow()
+        finally:
+            budgets.cancel()
+            await asyncio.wait({budgets})
+
+    async def _follow_budgets(self) -> None:
+        """Look at the run's budgets, if it has any: it draws on those that it was inserted with, and on no others."""
+        await asyncio.wait({self._first})
+        seen: tuple[RunSummary, Totals | None] | None = None
+        while not self.over and self._about is not None:
+            now = self._about.run, self._about.usage
+            # Of a run that has ended, what is settled late is seen with what was spent late.
+            if self.users and (self._about.run.finished_at is None or now != seen):
+                try:
+                    budgets = await self._baton.budgets.for_run(self._run.id)
+                except (BatonError, OSError, psycopg.Error, psycopg_pool.PoolTimeout) as error:
+                    logger.info("the budgets of run %s could not be read: %s", self._run.id, error)
+                else:
+                    seen = now
+                    if budgets != self._about.budgets:
+                        self._tell(replace(self._about, budgets=budgets), ())
+                    if not budgets:
+                        break
+                self._budgets_seen.set()
+            await asyncio.sleep(_BUDGET_SECONDS)
+        self._budgets_seen.set()
 
     async def _follow(self) -> None:
         try:
@@ -323,19 +401,49 @@ class Board:
             self._end()
 
     def _apply(self, change: RunChange) -> None:
-        self._summary = change.run
         steps = [(self._steps.get(step.position), step) for step in change.steps]
         self._steps.update((step.position, step) for step in change.steps)
+        about = self._about or _About(change.run)
+        usage = about.usage
+        for before, after in steps:
+            usage = moved(usage, before.usage if before else None, after.usage)
+        self._tell(replace(about, run=change.run, usage=usage), steps)
+
+    def _tell(self, about: _About, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
+        self._about = about
         for view in self._views.values():
-            view.apply(change.run, steps)
+            view.apply(about, steps)
 
     def _end(self) -> None:
         self.over = True
+        self._budgets_seen.set()
         if not self._first.done():
             self._first.set_exception(Refused(503, "this run is not followed here any more; try again"))
         for view in self._views.values():
             view.over = True
             view.wake()
+
+
+class _Models:
+    """What each model cost in a run, read when somebody asks and something was spent since, and at most so often."""
+
+    def __init__(self, baton: Baton, run: Run) -> None:
+        self._baton = baton
+        self._run = run
+        self._lock = asyncio.Lock()
+        self._read: tuple[Totals | None, bytes] = (None, b"[]")
+        self._next = 0.0
+
+    async def read(self, usage: Totals | None) -> bytes:
+        """As JSON; `usage` is what the run had spent when it was asked."""
+        async with self._lock:
+            if usage != self._read[0]:
+                clock = asyncio.get_running_loop().time
+                await asyncio.sleep(self._next - clock())
+                self._next = clock() + _MODEL_SECONDS
+                costs = await self._baton.stats.models_for_workflow(self._run.id, limit=_MOST_MODELS)
+                self._read = usage, _shapes.dumps(_shapes.models(costs))
+            return self._read[1]
 
 
 class Boards:

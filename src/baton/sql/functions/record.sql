@@ -2,10 +2,11 @@
 -- still there. Sent again, nothing is written twice, by the ids that whoever made the calls gave.
 -- p_usage: JSON array of rows of workflow_step_stats, with `age`, seconds since the call; `budgeted`; and the `reservation` that was
 -- made for it. p_logs: JSON array of rows of workflow_debug_logs, with their `age`.
--- What budgeted calls used is charged once, in this commit; see charge.
+-- Whoever follows the run is told. What budgeted calls used is charged once, in this commit; see charge.
 CREATE OR REPLACE FUNCTION /* schema */baton_record(p_usage jsonb, p_logs jsonb) RETURNS void LANGUAGE plpgsql /* pinned */ AS $$
 DECLARE
   charges jsonb;
+  steps bigint[];
 BEGIN
   WITH written AS (
     INSERT INTO /* schema */workflow_step_stats (
@@ -23,11 +24,12 @@ BEGIN
       price_source text, price_version text, age double precision)
     ORDER BY given.id
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, step_id
   )
-  SELECT jsonb_agg(charge.given) INTO charges
-  FROM jsonb_array_elements(p_usage) AS charge (given) JOIN written ON written.id = (charge.given ->> 'id')::uuid
-  WHERE (charge.given -> 'budgeted')::boolean;
+  SELECT jsonb_agg(charge.given) FILTER (WHERE (charge.given -> 'budgeted')::boolean), coalesce(array_agg(DISTINCT written.step_id), '{}')
+  INTO charges, steps
+  FROM jsonb_array_elements(p_usage) AS charge (given) JOIN written ON written.id = (charge.given ->> 'id')::uuid;
+  PERFORM /* schema */baton_announce(steps);
   IF charges IS NOT NULL THEN
     PERFORM /* schema */baton_charge(charges);
   END IF;
@@ -41,6 +43,8 @@ BEGIN
     FROM jsonb_to_recordset(p_logs) AS given (
       call_id uuid, workflow_id uuid, step_id bigint, step_name text, attempt integer, call_key text, model text, request jsonb,
       response jsonb, error text, context jsonb, age double precision)
+    -- Of a run that was pruned meanwhile, nobody would delete them.
+    WHERE EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = given.workflow_id)
     ORDER BY given.call_id
     ON CONFLICT (call_id) DO NOTHING;
   END IF;

@@ -28,7 +28,8 @@ CREATE TABLE /* schema */workflow_step_stats (
   reasoning_tokens bigint CHECK (reasoning_tokens >= 0),
   units jsonb,
   latency_ms double precision CHECK (latency_ms >= 0),
-  cost_usd numeric CHECK (cost_usd >= 0),
+  -- Numeric has NaN and infinities, too, which are beyond any bound.
+  cost_usd numeric CHECK (cost_usd >= 0 AND cost_usd < 1e40),
   price_source text,
   price_version text,
   inserted_at timestamptz NOT NULL DEFAULT now(),

@@ -1,5 +1,5 @@
 -- steps: what is said of a step, between SELECT and WHERE. A settled step's facts are its own; a live one's are its job's. Progress is
--- that of the present attempt, or of the one it will have again: a snooze takes its number back.
+-- that of the present attempt, or of the one it will have again: a snooze takes its number back. Calls of models are those of all attempts.
   step.name,
   step.deps,
   step.job_id,
@@ -27,8 +27,18 @@
   progress.total,
   progress.message,
   progress.updated_at AS progress_at,
-  coalesce(progress.chunks, 0) AS chunks
+  coalesce(progress.chunks, 0) AS chunks,
+  used.*
 FROM /* schema */workflow_nodes AS step
 LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
 LEFT JOIN /* schema */workflow_progress AS progress
   ON progress.step_id = step.id AND progress.workflow_id = step.workflow_id AND progress.attempt >= coalesce(step.attempt, job.attempt, 0)
+LEFT JOIN LATERAL (
+  SELECT
+/* totals */
+  FROM /* schema */workflow_step_stats AS stat
+  WHERE stat.workflow_id = step.workflow_id AND stat.step_id = step.id
+    -- Asked once, by index: where no model was called, nothing is looked up for each step.
+    AND (SELECT any_stat.inserted_at FROM /* schema */workflow_step_stats AS any_stat
+         ORDER BY any_stat.inserted_at DESC LIMIT 1) IS NOT NULL
+) AS used ON true
