@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import click
 
 import baton as api
-from baton import _shown, errors
+from baton import _budget_command, _shown, errors
 from baton._command import (
     FAILED,
     HELP,
@@ -130,6 +130,7 @@ def cli() -> None:
 
 for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why):
     cli.add_command(command)
+cli.add_command(_budget_command.budget)
 
 
 @cli.command(context_settings=HELP)
