@@ -59,7 +59,7 @@ def test_eight_processes_that_race_on_one_budget_never_spend_more_than_it_has(
         workers = [stack.enter_context(worker(witness, tmp_path)) for _ in range(PROCESSES)]
         for one in workers:
             one.working()
-        witness.insert(*(spending(40, 30, shared, Budget(calls=1_000)) for _ in range(3)))
+        witness.insert(*(spending(40, 30, shared, Budget(calls=1_000), calls=1) for _ in range(3)))
         until(lambda: unsettled(witness) == 0, *workers)
         for one in workers:
             one.stop()
@@ -71,9 +71,9 @@ def test_eight_processes_that_race_on_one_budget_never_spend_more_than_it_has(
     ((processes,),) = witness.rows("SELECT count(DISTINCT pid) FROM effects")
     assert processes >= PROCESSES // 2, "several processes did the spending"
     ended = dict(witness.rows("SELECT state, count(*) FROM workflow_nodes GROUP BY state"))
-    assert ended.keys() == {"completed", "cancelled"}
+    assert ended.keys() <= {"completed", "cancelled"}
     ((exhausted,),) = witness.rows("SELECT count(*) FROM workflow_nodes WHERE error LIKE '%is exhausted%'")
-    assert exhausted == ended["cancelled"]
+    assert exhausted == ended["cancelled"] > 0
 
 
 def test_calls_that_come_to_more_than_was_reserved_overspend_by_no_more_than_that(

@@ -522,13 +522,8 @@ async def test_the_command_line_shows_budgets_and_adds_to_them(app: Baton, baton
     assert "there is no budget 'nobody'" in await asyncio.to_thread(lambda: told("show", "nobody", code=1))
     assert "nothing is added" in await asyncio.to_thread(lambda: told("add", run.id, code=2))
     added = await asyncio.to_thread(told, "add", run.id, "--usd", "2.5", "--json")
-    assert json.loads(added)["usd"] == {
-        "limit": "0.5",
-        "added": "2.5",
-        "spent": "0",
-        "reserved": "0",
-        "left": "3",
-    }
+    usd = json.loads(added)["usd"]
+    assert (usd["limit"], usd["added"], usd["spent"]) == ("0.5", "2.5", "0")
     assert await run.wait() == "completed"
     (shown,) = json.loads(await asyncio.to_thread(told, "show", "tenant:a", "--json"))
     assert (shown["calls"]["spent"], shown["calls"]["left"], shown["is_exhausted"]) == (1, 4, False)
