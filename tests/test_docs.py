@@ -37,7 +37,7 @@ import pytest
 from tests.kit.providers import Providers, Reply
 
 import baton
-from baton import cli, doctor, local, migration, otel, pydantic_ai, telemetry, testing, web
+from baton import cli, debug, doctor, local, migration, otel, pydantic_ai, telemetry, testing, web
 from baton._step import Results
 
 ROOT = Path(__file__).parent.parent
@@ -296,6 +296,7 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("RunStatus", baton.RunStatus),
     *_public_methods("StepStatus", baton.StepStatus),
     *_public_methods("Explanation", baton.Explanation),
+    *_public_functions(debug),
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_functions(doctor),

@@ -232,7 +232,6 @@ _LAZY = {
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
     "Totals": "baton._totals",
-    "Usage": "baton._usage",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

@@ -65,6 +65,19 @@ def record_usage(
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _accounts("baton.record_usage()")
+    return record_for(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
+
+
+def record_for(
+    accounts: Accounts,
+    response: object,
+    *,
+    model: str | None = None,
+    provider: str | None = None,
+    cost: object = None,
+    latency: float | None = None,
+) -> Usage:
+    """Record what a call used, of an attempt that is named; see `record_usage`."""
     usage, entries = read_entries(
         accounts, response, model=model, provider=provider, cost=cost, latency=latency
     )
