@@ -34,11 +34,11 @@ from typing import Any
 import click
 import psycopg
 import pytest
-from tests.kit.providers import Providers, Reply
 
 import baton
 from baton import cli, debug, doctor, local, migration, otel, pydantic_ai, telemetry, testing, web
 from baton._step import Results
+from tests.kit.providers import Providers, Reply
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
