@@ -191,6 +191,7 @@ class _Call:
     accounts: Accounts
     key: str | None
     reservation: UUID | None
+    asked_for: str | None
     entries: list[Entry] = field(default_factory=list)
     is_recorded: bool = False
     """Whether anything was, be it by a stored call within this one, which has written it already."""
@@ -204,7 +205,7 @@ class _Call:
                 return False
             self.is_recorded = True
             for entry in entries:
-                entry.key = self.key
+                entry.key, entry.asked_for = self.key, self.asked_for
             self.entries.extend(entries)
         if self.reservation is None:
             # Nothing is to be settled with them, so they need not wait for the call, which may be long.
@@ -250,7 +251,7 @@ async def _make[T](
         else None
     )
     sent = None if request is None else accounts.snapshot(request)
-    under_way = _Call(accounts, key, reservation)
+    under_way = _Call(accounts, key, reservation, asked_for)
     token = _under_way.set(under_way)
     began = time.monotonic()
     try:
