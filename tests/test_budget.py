@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from baton import Budget, Reserve, Workflow, step
-from baton._budget import DEFAULT_OUTPUT_TOKENS, Shortage, estimate, money
+from baton._budget import DEFAULT_OUTPUT_TOKENS, Shortage, estimate
 from baton.errors import InvalidName, InvalidOption
 
 
@@ -39,8 +39,8 @@ def test_dollars_are_exact_however_they_are_written(usd: Any) -> None:
         {"usd": float("nan")},
         {"usd": Decimal("Infinity")},
         {"usd": True},
-        {"usd": "1e13"},
-        {"usd": "1e-21"},
+        {"usd": "1e41"},
+        {"usd": "1e-41"},
         {"tokens": -1},
         {"tokens": 1.5},
         {"calls": True},
@@ -164,20 +164,6 @@ def test_hostile_requests_are_estimated_as_well() -> None:
 
 
 # --- words ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [
-        ("2.5", "$2.50"),
-        ("0", "$0.00"),
-        ("1234.5678900", "$1,234.56789"),
-        ("-1", "-$1.00"),
-        ("1E+3", "$1,000.00"),
-    ],
-)
-def test_money_is_shown_with_all_its_digits(amount: str, text: str) -> None:
-    assert money(Decimal(amount)) == text
 
 
 def test_a_shortage_has_all_figures_in_words() -> None:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from baton._step import StepContext, StepLogFilter, current, results
     from baton._totals import Totals
     from baton._usage import Usage
+    from baton.budgets import BudgetLine, Budgets, BudgetStatus
     from baton.client import Baton
     from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
     from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
@@ -77,6 +78,9 @@ __all__ = [
     "BatonError",
     "Box",
     "Budget",
+    "BudgetLine",
+    "BudgetStatus",
+    "Budgets",
     "Cancel",
     "Cause",
     "Chunk",
@@ -158,6 +162,9 @@ __all__ = [
 _LAZY = {
     "Baton": "baton.client",
     "Box": "baton._layout",
+    "BudgetLine": "baton.budgets",
+    "BudgetStatus": "baton.budgets",
+    "Budgets": "baton.budgets",
     "Cause": "baton.why",
     "Chunk": "baton.snapshot",
     "DebugLog": "baton.query",
@@ -192,6 +199,7 @@ _LAZY = {
     "StreamPage": "baton.snapshot",
     # Not for users: the path under which Oban finds the worker of every step.
     "StepWorker": "baton._step",
+    "Usage": "baton._usage",
     "WorkflowFinished": "baton.events",
     "call_llm": "baton._calls",
     "current": "baton._step",

@@ -62,7 +62,7 @@ class Books(_reserving.Treasury, Protocol):
     async def record(self, usage: str, logs: str) -> None: ...
 
     async def store_call(
-        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
+        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str
     ) -> bool: ...
 
     async def read_stored(self, step_id: int, key: str) -> str | None: ...
@@ -378,9 +378,7 @@ class Ledger:
         """JSON text of what a step stored under a key, in this attempt or an earlier one; None where it stored nothing."""
         return await self.books.read_stored(accounts.step_id, key)
 
-    async def store(
-        self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
-    ) -> bool:
+    async def store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
         """Keep a call's value and what it used in one commit, and wait for that, also while the database is away. What was used
         is written whatever happens: after a cancel this goes on by itself.
 
@@ -390,20 +388,17 @@ class Ledger:
         Raises:
             InvalidResult: The database refuses the value.
         """
-        task = asyncio.create_task(self._store(accounts, key, value, entries, logs), name="baton-store-call")
+        task = asyncio.create_task(self._store(accounts, key, value, entries), name="baton-store-call")
         self._stores.add(task)
         task.add_done_callback(self._stores.discard)
         return await asyncio.shield(task)
 
-    async def _store(
-        self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry], logs: Sequence[Log]
-    ) -> bool:
+    async def _store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
         accounts.unwritten += 1
         failures = 0
         try:
             await self._price(entries)
-            await self._redact(logs)
-            usage, shown = _rows(entries), _rows(logs)
+            usage = _rows(entries)
             assert accounts.job.id is not None
             assert accounts.job.attempted_at is not None
             while True:
@@ -412,7 +407,7 @@ class Ledger:
                         _CALL_SECONDS,
                         _as_coroutine(
                             self.books.store_call(
-                                accounts.job.id, accounts.job.attempted_at, key, value, usage, shown
+                                accounts.job.id, accounts.job.attempted_at, key, value, usage
                             )
                         ),
                     )
@@ -434,7 +429,7 @@ class Ledger:
                     self._tell(entries)
                     return held
         except BaseException:
-            self.add(entries, logs)
+            self.add(entries)
             raise
         finally:
             self._less(accounts)
@@ -492,6 +487,10 @@ class Ledger:
             next_at = clock() + _INTERVAL
             self._hurried.clear()
             try:
+                if entries and any(log.shown is None for log in logs):
+                    # The user's hook may take its time. What was used does not wait for that.
+                    await self._deliver(entries, [])
+                    entries = []
                 await self._deliver(entries, logs)
                 self._failures = 0
             except (psycopg.Error, OSError, TimeoutError) as error:

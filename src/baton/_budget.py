@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Literal
 
+from baton import _dollars
 from baton._names import budget_key
 from baton.errors import InvalidOption
 
@@ -17,10 +18,8 @@ type OnExhausted = Literal["stop", "pause"]
 type Unpriced = Literal["strict", "warn"]
 type Dollars = Decimal | str | int | float
 
-# As much as any budget needs, and sums of it still fit the database's types.
-_MOST_USD = Decimal(10**12)
+# As much as any budget needs, and sums of it still fit the database's type.
 _MOST = 10**15
-_MOST_DECIMALS = 20
 DEFAULT_OUTPUT_TOKENS = 4_096
 """What a call is taken to answer at most where its request does not say."""
 _BYTES_PER_TOKEN = 3
@@ -118,43 +117,23 @@ class Reserve:
         object.__setattr__(self, "tokens", None if tokens is None else count("Reserve(tokens=)", tokens))
 
 
-def dollars(option: str, value: object, *, below_zero: bool = False) -> Decimal:
-    """An exact amount from what people write; a float counts as it is shown.
+def dollars(option: str, value: object) -> Decimal:
+    """An exact amount from what people write; a float counts as it is written.
 
     Raises:
-        InvalidOption: It is no finite number from 0 up, or has more decimals than money has.
+        InvalidOption: It is no number of dollars from 0 up.
     """
-    amount = _decimal(value)
-    least = -_MOST_USD if below_zero else Decimal(0)
-    if amount is None or not least <= amount <= _MOST_USD:
-        raise InvalidOption(
-            f"{option} is {value!r}; it must be a number of dollars from {least} to {_MOST_USD:,}"
-        )
-    exponent = amount.as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -_MOST_DECIMALS:
-        raise InvalidOption(f"{option} is {value!r}; give it {_MOST_DECIMALS} decimals at most")
-    return amount
+    return _dollars.exact(option, value, floats=True)
 
 
-def _decimal(value: object) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, Decimal | str | int | float):
-        return None
-    try:
-        amount = Decimal(repr(value) if isinstance(value, float) else value)
-    except InvalidOperation:
-        return None
-    return amount if amount.is_finite() else None
-
-
-def count(option: str, value: object, *, below_zero: bool = False) -> int:
+def count(option: str, value: object) -> int:
     """A number of tokens or calls.
 
     Raises:
         InvalidOption: It is no whole number from 0 up, or too large.
     """
-    least = -_MOST if below_zero else 0
-    if type(value) is not int or not least <= value <= _MOST:
-        raise InvalidOption(f"{option} is {value!r}; it must be a whole number from {least} to {_MOST:,}")
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise InvalidOption(f"{option} is {value!r}; it must be a whole number from 0 to {_MOST:,}")
     return value
 
 
@@ -275,7 +254,7 @@ class Shortage:
 
     def _shown(self, amount: Decimal) -> str:
         if self.kind == "usd":
-            return money(amount)
+            return _dollars.text(amount)
         return f"{amount:,f} {self.kind if amount != 1 else self.kind[:-1]}"
 
 
@@ -296,11 +275,3 @@ def shortage(said: Mapping[str, Any]) -> Shortage:
 def named(key: str | None) -> str:
     """A budget in words."""
     return "the run's budget" if key is None else f"budget {key!r}"
-
-
-def money(amount: Decimal) -> str:
-    """Dollars with all their digits, at least two decimals."""
-    text = f"{amount:,f}"
-    whole, _, decimals = text.partition(".")
-    decimals = decimals.rstrip("0").ljust(2, "0")
-    return f"${whole}.{decimals}" if not whole.startswith("-") else f"-${whole[1:]}.{decimals}"

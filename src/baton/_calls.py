@@ -319,14 +319,16 @@ async def _stored_or_made(
             outer.is_recorded = True
         return _Value(stored)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
+    # What is captured is redacted first, which takes its time. The value must not wait for that.
+    ledger.add([], made.logs)
     try:
         text = _codec.encode(
             made.value, root=f"value of call {key!r}", limit=_step.attempt_here().result_limit
         )
     except BaseException:
-        ledger.add(made.entries, made.logs)
+        ledger.add(made.entries)
         raise
-    if not await _there(accounts, ledger.store(accounts, key, text, made.entries, made.logs)):
+    if not await _there(accounts, ledger.store(accounts, key, text, made.entries)):
         raise ResultError(
             f"step {accounts.name!r} did not store the value of call {key!r}: this attempt no longer holds its job. What the "
             "call used is recorded"

@@ -398,19 +398,16 @@ class Engine:
         """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
         await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
 
-    async def store_call(
-        self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str, logs: str
-    ) -> bool:
+    async def store_call(self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str) -> bool:
         """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
         return bool(
             await self._value(
-                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb, %s::jsonb)",
+                "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb)",
                 Int8(job_id),
                 naive_utc(attempted_at),
                 key,
                 value,
                 usage,
-                logs,
             )
         )
 
@@ -566,6 +563,10 @@ class Engine:
             resumed += bool(await self._patiently("baton_resume_for(%s::uuid)", run_id))
         return resumed
 
+    async def charge_dead(self) -> int:
+        """Charge what attempts had set aside that died; returns how many calls that were."""
+        return int(await self._value("SELECT /* schema */baton_charge_dead()"))
+
     async def add_to_budget(
         self, key: str | None, run_id: UUID | None, usd: Decimal, tokens: int, calls: int
     ) -> bool:
@@ -663,6 +664,9 @@ class Engine:
             inserted = await self._insert(plan, conn, self.local_producers, self.origin)
         if inserted:
             self.on_finished(read_notes(inserted[0].notes).finished)
+        if any(plan.budget_keys):
+            # A limit that was declared anew may be higher.
+            await self.resume_funded()
         return inserted
 
     async def insert_into(self, plan: InsertPlan, conn: AsyncConnection) -> list[Inserted]:

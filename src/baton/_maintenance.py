@@ -79,6 +79,8 @@ class Maintenance:
             missing = await self._missing_triggers()
             failed = await self._tell_failures(leader) if is_heard(WORKFLOW_FAILED) else 0
             repaired = await self._repair() if leader and not missing else 0
+            if leader:
+                await self._settle_budgets()
             pruned = await self._prune() if leader and self._upkeep.prune else Counter[str]()
             logs = await self._prune_debug_logs() if leader else 0
             stats = await self._prune_stats() if leader else 0
@@ -129,6 +131,16 @@ class Maintenance:
                 "%d jobs had changed while no trigger was looking; their steps follow now", drifted
             )
         return drifted
+
+    async def _settle_budgets(self) -> None:
+        charged = await self._engine.charge_dead()
+        if charged:
+            logger.warning(
+                "%d calls of models were under way in attempts that died; what was set aside for them counts as spent",
+                charged,
+            )
+        # Whoever added to a budget may have died before this, or have done it in a transaction of its own.
+        await self._engine.resume_funded()
 
     async def _prune(self) -> Counter[str]:
         """The oldest, up to the limit; what is left is for the next turn."""

@@ -41,6 +41,11 @@ class InsertPlan:
         return (*workflows, *self.step_columns, self.dependency, self.dependent)
 
     @property
+    def budget_keys(self) -> Sequence[str | None]:
+        """Of the budgets, in their order; None for a run's own."""
+        return self.budget_columns[1]
+
+    @property
     def later_columns(self) -> tuple[Sequence[object], ...]:
         """Those that came after the first version, which the function takes last."""
         return (self.deadlines, self.deadlines_in, *self.later_step_columns, *self.budget_columns)

@@ -25,15 +25,13 @@ from baton.errors import BudgetExhausted, InvalidOption, ResultError, UnpricedMo
 
 logger = logging.getLogger("baton.step")
 
-# Calls that are under way may turn out cheaper than what is set aside for them. So long a call waits for that, as to
-# begin the step anew would make its earlier calls again; and looks half as often each time.
+# Calls that are under way may turn out cheaper than what is set aside for them. So long a call waits for that where it is, as
+# beginning the step anew would make its earlier calls again; it looks half as often each time.
 _PATIENCE = 30.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 # Then the step waits in its queue.
 _SNOOZE = 5.0
-# A step whose run is paused is put back by that; this is for a run that was resumed already.
-_SNOOZE_PAUSED = 1.0
 # Nothing was called yet, so a database that is away is waited for, a failover's time.
 _AWAY = 30.0
 
@@ -253,7 +251,8 @@ async def _exhausted(claimant: Claimant, short: Shortage, asked: _Asked, *, star
             return
         if came_to == "paused":
             logger.warning("step %r waits, and its run is paused: %s", claimant.step, short.text)
-            raise Snooze(_SNOOZE_PAUSED)
+            # Its job is put back by the pause, and let go by whoever adds to the budget.
+            raise Snooze(0)
     raise BudgetExhausted(
         f"step {claimant.step!r} calls no model: {short.text}; add to the budget, or catch BudgetExhausted and ask for less",
         budget=short.key,

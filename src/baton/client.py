@@ -43,6 +43,7 @@ from baton._oban import Seam
 from baton._reports import Reports
 from baton._store import validate_prefix
 from baton._waiting import Waiters
+from baton.budgets import Budgets
 from baton.errors import InvalidOption, NotStarted, RunNotFound, StartError
 from baton.events import Event
 from baton.pricing import GenaiPrices, Pricing
@@ -306,6 +307,16 @@ class Baton:
         """
         engine, _, _ = self._started()
         return Stats(self._connection, self._prefix, engine, self._pricing or GenaiPrices())
+
+    @property
+    def budgets(self) -> Budgets:
+        """What budgets have left, and adding to them: `await baton.budgets.add("tenant:acme", usd=50)`.
+
+        Raises:
+            NotStarted: Before the start.
+        """
+        engine, _, _ = self._started()
+        return Budgets(self._connection, self._prefix, engine)
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -40,6 +40,7 @@ BatonError
 │       └── ResultMismatch   does not fit the annotated type          (TypeError)
 └── StorageError             the database said no
     ├── RunNotFound          no such run                              (LookupError)
+    ├── BudgetNotFound       no such budget                           (LookupError)
     ├── KeyConflict          the key's live run has another graph     (ValueError)
     ├── JobsGone             steps cannot run again: jobs were pruned (LookupError)
     ├── RunEnding            not while the run is being cancelled
@@ -250,6 +251,10 @@ class StorageError(BatonError):
 
 class RunNotFound(StorageError, LookupError):
     """There is no run with that id; it may have been pruned."""
+
+
+class BudgetNotFound(StorageError, LookupError):
+    """There is no budget with that key, or the run has none of its own."""
 
 
 class KeyConflict(StorageError, ValueError):

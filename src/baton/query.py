@@ -109,6 +109,7 @@ class StepDetail:
         result_size: None without a result.
         attempts: Those that failed, the last 20, oldest first.
         attempts_failed: How many failed in all.
+        captured: Whether calls of models that it made were captured.
         worker: Oban's name of the class that runs it.
         node: Where its last attempt began.
         dependencies: Steps it waits for, the first in the order they were added.
@@ -125,6 +126,7 @@ class StepDetail:
     result_size: int | None
     attempts: tuple[FailedAttempt, ...]
     attempts_failed: int
+    captured: bool
     worker: str | None
     node: str | None
     dependencies: tuple[Neighbour, ...]
@@ -621,6 +623,7 @@ class _DetailRow:
     result_size: int | None
     errors: list[list[Any]]
     attempts_failed: int
+    captured: bool
     worker: str | None
     node: str | None
 
@@ -634,6 +637,7 @@ class _DetailRow:
             result_size=self.result_size,
             attempts=tuple(_failed_attempt(*error) for error in self.errors),
             attempts_failed=self.attempts_failed,
+            captured=self.captured,
             worker=self.worker,
             node=self.node,
             dependencies=dependencies.first,

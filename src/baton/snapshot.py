@@ -40,6 +40,7 @@ class RunSummary:
         cancel_reason: What was given as the reason.
         deadline_at: When it must have finished.
         rerun_of: Id of the run whose settled steps it copied.
+        paused_by_budget: Whether a budget that is exhausted paused it.
     """
 
     id: str
@@ -57,6 +58,7 @@ class RunSummary:
     cancel_reason: str | None = None
     deadline_at: datetime | None = None
     rerun_of: str | None = None
+    paused_by_budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,7 @@ class _RunRow:
     cancel_reason: str | None
     deadline_at: datetime | None
     rerun_of: UUID | None
+    paused_by_budget: bool
 
     def summary(self) -> RunSummary:
         return RunSummary(
@@ -292,6 +295,7 @@ class _RunRow:
             cancel_reason=self.cancel_reason,
             deadline_at=_utc(self.deadline_at),
             rerun_of=str(self.rerun_of) if self.rerun_of else None,
+            paused_by_budget=self.paused_by_budget,
         )
 
 

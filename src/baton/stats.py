@@ -226,6 +226,21 @@ class Stats:
             for row in rows
         )
 
+    async def models_for_workflow(
+        self, run_id: str | UUID, *, limit: int = _MOST_ROWS, name_prefix: str = ""
+    ) -> tuple[ModelCost, ...]:
+        """What the calls of a run came to by provider and model, the dearest first; those of an unknown cost come last.
+
+        Args:
+            limit: 1 to 10,000.
+
+        Raises:
+            RunNotFound: There is no such run, nor are calls of one recorded.
+        """
+        _check_range("limit", limit, _MOST_ROWS)
+        rows = await self._rows_of_run("read_cost_of_models", run_id, name_prefix, limit=limit)
+        return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
+
     async def calls_for_workflow(
         self,
         run_id: str | UUID,

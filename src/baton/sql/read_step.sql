@@ -15,6 +15,7 @@ SELECT
     WHERE error.place > jsonb_array_length(failures.list) - 20
   ), '[]') AS errors,
   jsonb_array_length(failures.list) AS attempts_failed,
+  EXISTS (SELECT FROM /* schema */workflow_debug_logs AS log WHERE log.step_id = step.id AND log.workflow_id = step.workflow_id) AS captured,
   job.worker,
   job.attempted_by[1] AS node
 FROM /* schema */workflow_nodes AS step

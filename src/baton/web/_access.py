@@ -14,7 +14,7 @@ from starlette.requests import Request
 from baton.errors import InvalidOption
 from baton.web._errors import Refused
 
-ACTIONS = frozenset({"cancel", "retry", "rerun", "pause", "resume"})
+ACTIONS = frozenset({"cancel", "retry", "rerun", "pause", "resume", "add_budget"})
 
 _PORTS = {"http": "80", "https": "443"}
 
@@ -27,15 +27,19 @@ class Access:
         user: Who it is, for the log, the limit of open streams and the page's corner. Empty: nobody in particular.
         actions: Those of `ACTIONS` that they may use; none unless given.
         name_prefix: They see runs whose name begins with this, and no others. Empty: all.
+        prompts: Whether they see captured calls of models: what was asked, what came back, and what the step had read.
     """
 
     user: str
     actions: frozenset[str] = field(default=frozenset())
     name_prefix: str = ""
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.user, str) or not isinstance(self.name_prefix, str):
             raise InvalidOption("user and name_prefix of an Access are text")
+        if not isinstance(self.prompts, bool):
+            raise InvalidOption(f"prompts is {self.prompts!r}; it must be True or False")
         given: object = self.actions
         if isinstance(given, str) or not isinstance(given, Collection):
             raise InvalidOption(f"actions is {given!r}; pass a set, such as {{'cancel', 'retry'}}")

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from oban import telemetry
@@ -18,6 +19,9 @@ _LONGEST_REASON = 1_000
 # A page names its clicks with letters, digits and dashes; a uuid, say.
 _LONGEST_KEY = 100
 _TAKES_POSITION = frozenset({"cancel", "rerun"})
+_AMOUNTS = ("usd", "tokens", "calls")
+_LONGEST_AMOUNT = 30
+_MOST_COUNT = 10**12
 _SHOWN = 5
 
 
@@ -27,10 +31,16 @@ class _Asked:
 
     reason: str | None
     position: int | None
+    budget: str | None
+    usd: Decimal
+    tokens: int
+    calls: int
 
     @classmethod
     def of(cls, action: str, body: dict[str, Any]) -> "_Asked":
         allowed = {"reason"} if action == "cancel" else set()
+        if action == "add_budget":
+            allowed = {"budget", *_AMOUNTS}
         if action in _TAKES_POSITION:
             allowed |= {"position"}
         if unknown := sorted(set(body) - allowed):
@@ -40,7 +50,32 @@ class _Asked:
             raise Refused(400, f"reason must be text of at most {_LONGEST_REASON:,} characters")
         if position is not None and (type(position) is not int or not 0 <= position < 2**31):
             raise Refused(400, "position must be a whole number from 0 up")
-        return cls(reason, position)
+        budget = body.get("budget")
+        if budget is not None and not isinstance(budget, str):
+            raise Refused(400, "budget must be the key of a shared budget, or null for the run's own")
+        tokens, calls = (_count(name, body.get(name)) for name in ("tokens", "calls"))
+        return cls(reason, position, budget, _dollars(body.get("usd")), tokens, calls)
+
+
+def _dollars(given: object) -> Decimal:
+    """An amount as text, since a number of JSON is not exact; nothing for none."""
+    if given is None:
+        return Decimal(0)
+    try:
+        amount = Decimal(given) if isinstance(given, str) and len(given) <= _LONGEST_AMOUNT else None
+    except InvalidOperation:
+        amount = None
+    if amount is None or not amount.is_finite() or amount < 0:
+        raise Refused(400, 'usd must be text such as "2.50", from 0 up')
+    return amount
+
+
+def _count(name: str, given: object) -> int:
+    if given is None:
+        return 0
+    if type(given) is not int or not 0 <= given <= _MOST_COUNT:
+        raise Refused(400, f"{name} must be a whole number from 0 up")
+    return given
 
 
 async def act(action: str, call: Call) -> Response:
@@ -58,9 +93,9 @@ async def act(action: str, call: Call) -> Response:
     try:
         run_id, message = await _do(action, call, asked, step)
     except Exception as error:
-        _audit(action, call, step, f"failed: {type(error).__name__}")
+        audit(action, call, step, f"failed: {type(error).__name__}")
         raise
-    _audit(action, call, step, message)
+    audit(action, call, step, message)
     return Response(_shapes.dumps({"run": run_id, "message": message}), media_type="application/json")
 
 
@@ -79,6 +114,8 @@ async def _do(action: str, call: Call, asked: _Asked, step: str | None) -> tuple
             return run.id, _late(
                 "run", await run.pause(), RunState.EXECUTING
             ) or "paused: nothing more of it starts"
+        case "add_budget":
+            return run.id, await _add_budget(call, run, asked)
         case "resume":
             return run.id, _late("run", await run.resume(), RunState.EXECUTING) or "goes on"
     raise AssertionError(action)
@@ -90,15 +127,43 @@ async def _cancel(run: Run, step: str | None, reason: str) -> str:
     return _late("step", await run.cancel(step, reason=reason), StepState.CANCELLED) or f"{step}: cancelled"
 
 
-async def _rerun(call: Call, run: Run, step: str | None) -> tuple[str, str]:
+async def _add_budget(call: Call, run: Run, asked: _Asked) -> str:
+    """Add to a budget that the run draws on, and to no other."""
+    if not (asked.usd or asked.tokens or asked.calls):
+        raise Refused(400, "say how much is to be added, in usd, tokens or calls")
+    budgets = call.site.baton.budgets
+    async with call.site.reading():
+        found = [budget for budget in await budgets.for_run(run) if budget.key == asked.budget]
+    if not found:
+        raise Refused(404, "the run has no such budget")
+
+    async def add() -> str:
+        now = await budgets.add(
+            run if asked.budget is None else asked.budget,
+            usd=asked.usd,
+            tokens=asked.tokens,
+            calls=asked.calls,
+        )
+        return f"{now.name}: {now.text}"
+
+    click = (call.access.user, run.id, asked)
+    text, known = await call.site.clicks.once(click, _key(call), add)
+    return text + (", added a moment ago" if known else "")
+
+
+def _key(call: Call) -> str | None:
+    """What the page calls this click."""
     key = call.request.headers.get("idempotency-key")
     if key is not None and len(key) > _LONGEST_KEY:
         raise Refused(400, f"Idempotency-Key has at most {_LONGEST_KEY} characters")
+    return key
 
+
+async def _rerun(call: Call, run: Run, step: str | None) -> tuple[str, str]:
     async def rerun() -> str:
         return (await run.rerun(from_=step)).id
 
-    new, known = await call.site.reruns.once((call.access.user, run.id, step), key, rerun)
+    new, known = await call.site.clicks.once((call.access.user, run.id, step), _key(call), rerun)
     where = "" if step is None else f" from {step}"
     return new, f"runs again{where}" + (", since a moment ago" if known else "")
 
@@ -115,7 +180,8 @@ def _late(what: str, state: RunState | StepState, wanted: RunState | StepState) 
     return None if state == wanted else f"the {what} had ended before: it is {state}"
 
 
-def _audit(action: str, call: Call, step: str | None, outcome: str) -> None:
+def audit(action: str, call: Call, step: str | None, outcome: str) -> None:
+    """Say who did what, in the log and to telemetry."""
     client = call.request.client
     origin = client.host if client else "unknown"
     # What comes from outside cannot forge a line of the log.

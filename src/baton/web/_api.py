@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 import baton
 from baton import RunState, StepState
+from baton.errors import ResultNotFound
 from baton.query import Neighbour, StepOrder
 from baton.web import _shapes, _streams
+from baton.web._actions import audit
 from baton.web._board import Board
 from baton.web._errors import Refused
 from baton.web._page import page
@@ -23,6 +25,8 @@ _MOST_STEPS = 1_000
 _CHARACTERS = 20_000
 _NEIGHBOURS = 50
 _CHUNKS = 500
+_CALLS = 50
+_PROMPTS = 10
 _MOST_CHUNKS_EVER = 2**31 - 1
 _ORDERS = ("position", "started_at", "duration")
 
@@ -38,6 +42,7 @@ async def session(call: Call) -> Response:
         {
             "user": call.access.user,
             "actions": sorted(call.access.actions),
+            "prompts": call.access.prompts,
             "csrf": call.site.forgery.token(call.access.user),
             "version": baton.__version__,
         }
@@ -100,6 +105,12 @@ async def watch_run(call: Call) -> Response:
     return _streams.Stream(call.site.seats, call.access.user, messages)
 
 
+async def list_models(call: Call) -> Response:
+    """What each model cost in a run."""
+    async with _board(call) as board:
+        return _raw(b'{"models":%s}' % await board.models())
+
+
 async def list_steps(call: Call) -> Response:
     """A page of steps for the table and the timeline."""
     order = call.text("sort") or "position"
@@ -152,6 +163,8 @@ async def get_step(call: Call) -> Response:
             "result_size": found.result_size,
             "result_cut": found.result is not None and (found.result_size or 0) > len(found.result),
             "worker": found.worker,
+            # Whoever may not see it is not told that it is there.
+            **({"captured": found.captured} if call.access.prompts else {}),
             "job_id": found.status.job_id,
             "why": [cause.text for cause in why.causes],
         }
@@ -193,6 +206,62 @@ async def get_stream(call: Call) -> Response:
             "next": found.chunks[-1].position + 1 if found.chunks else after,
         }
     )
+
+
+async def list_calls(call: Call) -> Response:
+    """The calls of models that a step made, in pages, the oldest first."""
+    limit = max(1, call.number("limit", _CALLS, _MOST_STEPS))
+    after = call.text("cursor")
+    async with call.site.reading():
+        name = await _name_of_step(call)
+        calls = await call.site.baton.stats.calls_for_workflow(
+            call.run_id, name, after=after, limit=limit, name_prefix=call.access.name_prefix
+        )
+    return _json(
+        {
+            "calls": [_shapes.call(one) for one in calls],
+            "next": calls[-1].call_id if len(calls) == limit else None,
+        }
+    )
+
+
+async def list_prompts(call: Call) -> Response:
+    """What was captured of a step's calls, in pages, the oldest first. For those who may see that; who looked is logged."""
+    after = call.number("cursor", 0, 2**63 - 1)
+    async with call.site.reading():
+        found = await call.site.baton.query.list_debug_logs(
+            call.run_id, call.position, after=after, limit=_PROMPTS, name_prefix=call.access.name_prefix
+        )
+        name = found.logs[0].step if found.logs else await _name_of_step(call)
+    audit("prompts", call, name, f"{len(found.logs)} shown")
+    return _json(
+        {
+            "prompts": [
+                {
+                    "id": str(log.id),
+                    "attempt": log.attempt,
+                    "model": log.model,
+                    "key": log.call_key,
+                    "request": log.request,
+                    "response": log.response,
+                    "context": log.context,
+                    "error": log.error,
+                    "at": log.at,
+                }
+                for log in found.logs
+            ],
+            "next": None if found.next is None else str(found.next),
+        }
+    )
+
+
+async def _name_of_step(call: Call) -> str:
+    found = await call.site.baton.query.list_steps(
+        call.run_id, positions=[call.position], limit=1, name_prefix=call.access.name_prefix
+    )
+    if not found.steps:
+        raise ResultNotFound(f"run {call.run_id} has no step at position {call.position}")
+    return found.steps[0].name
 
 
 @asynccontextmanager

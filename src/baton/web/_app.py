@@ -28,8 +28,9 @@ from baton.web._streams import Seats
 
 type Handler = Callable[[Call], Awaitable[Response]]
 
-# What it takes to use an endpoint: to be let in, or to be let in with one of ACTIONS.
+# What it takes to use an endpoint: to be let in, to be let in with `prompts`, or with one of ACTIONS.
 VIEW: Final = "view"
+PROMPTS: Final = "prompts"
 
 _SHORTEST_SECRET = 16
 # Nothing that is served has another path, so none needs to be decoded or tidied up.
@@ -51,12 +52,12 @@ class Endpoint(Route):
     """One method of one path, and what it takes to use it.
 
     Attributes:
-        policy: `VIEW`, or an action that the caller's Access must name; then the request must be our page's own, too.
+        policy: `VIEW`, `PROMPTS`, or an action that the caller's Access must name; then the request must be our page's own.
     """
 
     def __init__(self, method: str, path: str, handler: Handler, *, policy: str) -> None:
-        assert policy == VIEW or policy in ACTIONS
-        assert (method == "GET") == (policy == VIEW)
+        assert policy in (VIEW, PROMPTS) or policy in ACTIONS
+        assert (method == "GET") == (policy not in ACTIONS)
         super().__init__(path, partial(_call, handler, policy), methods=[method])
         # Not HEAD, which would open streams for nobody.
         self.methods = {method}
@@ -66,7 +67,9 @@ class Endpoint(Route):
 async def _call(handler: Handler, policy: str, request: Request) -> Response:
     site: Site = request.app.state.site
     call = Call(site, request, request.scope[ACCESS])
-    if policy != VIEW:
+    if policy == PROMPTS and not call.access.prompts:
+        raise Refused(403, "you may look, but not at what models were asked and answered")
+    if policy in ACTIONS:
         site.forgery.check(request, call.access.user)
         if policy not in call.access.actions:
             raise Refused(403, f"you may look, but not {policy}")
@@ -87,10 +90,13 @@ def _endpoints() -> list[Endpoint]:
         read("/api/runs/events", _api.watch_runs),
         read(_RUN, _api.get_run),
         read(f"{_RUN}/events", _api.watch_run),
+        read(f"{_RUN}/models", _api.list_models),
         read(f"{_RUN}/steps", _api.list_steps),
         read(_STEP, _api.get_step),
         read(f"{_STEP}/result", _api.get_result),
         read(f"{_STEP}/stream", _api.get_stream),
+        read(f"{_STEP}/calls", _api.list_calls),
+        Endpoint("GET", f"{_STEP}/prompts", _api.list_prompts, policy=PROMPTS),
         *(
             Endpoint("POST", f"{_RUN}/{action}", partial(_actions.act, action), policy=action)
             for action in sorted(ACTIONS)

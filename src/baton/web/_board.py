@@ -4,6 +4,8 @@ A `Board` follows one run. For each set of groups that somebody shows unfolded i
 stands in, and each box as JSON, written when it is first asked for after a change. Whoever looks holds the number of the last
 change they were told of, and asks for what changed since: nothing is queued for them, so one who is slow costs no memory and
 sees fewer states between, and the last one always.
+
+What is spent of a run's budgets is no change of the run: while it is live and somebody looks, it is read each second.
 """
 
 import asyncio
@@ -12,14 +14,31 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from baton import Baton, BatonError, Graph, Layout, Run, RunChange, RunSummary, StepState, StepStatus, Totals
+import psycopg
+import psycopg_pool
+
+from baton import (
+    Baton,
+    BatonError,
+    Graph,
+    Layout,
+    Run,
+    RunChange,
+    RunSummary,
+    StepState,
+    StepStatus,
+    Totals,
+)
 from baton._totals import moved
 from baton.web import _shapes
 from baton.web._errors import Refused
+
+if TYPE_CHECKING:
+    from baton import BudgetStatus
 
 logger = logging.getLogger("baton.web")
 
@@ -32,6 +51,10 @@ _PATIENCE = 30.0
 # Messages for those who have seen the same change; nearly all have seen the last one or the one before.
 _MESSAGES = 4
 _SHOWN_FAILED = 5
+# From one look at the budgets, or at what each model cost, to the next.
+_BUDGET_SECONDS = 1.0
+_MODEL_SECONDS = 1.0
+_MOST_MODELS = 200
 _FAILED = (StepState.DISCARDED, StepState.CANCELLED)
 
 
@@ -147,10 +170,27 @@ class _Drawing:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What is said of a run as a whole, besides its steps by state."""
+
+    run: RunSummary
+    usage: Totals | None = None
+    budgets: tuple["BudgetStatus", ...] = ()
+
+    @property
+    def json(self) -> bytes:
+        return b'"run":%s,"usage":%s,"budgets":%s' % (
+            _shapes.dumps(_shapes.run(self.run)),
+            _shapes.dumps(_shapes.usage(self.usage)),
+            _shapes.dumps([_shapes.budget(budget) for budget in self.budgets]),
+        )
+
+
 class View(Moves):
     """A run as it is seen with some groups unfolded."""
 
-    def __init__(self, drawing: _Drawing, run: RunSummary, steps: Iterable[StepStatus]) -> None:
+    def __init__(self, drawing: _Drawing, about: _About, steps: Iterable[StepStatus]) -> None:
         super().__init__()
         self.users = 0
         self.over = False
@@ -158,22 +198,21 @@ class View(Moves):
         self._groups = {box: _Tally() for box, group in drawing.boxes if group}
         self._steps: dict[str, StepStatus] = {}
         self._counts: Counter[StepState] = Counter()
-        self._usage: Totals | None = None
         # Box to the number of its last change; what changed last comes last.
         self._changed: OrderedDict[str, int] = OrderedDict()
         self._written: dict[str, bytes] = {}
         self._messages: OrderedDict[int, bytes] = OrderedDict()
-        self._run = run
-        self.apply(run, [(None, step) for step in steps])
+        self._about = about
+        self.apply(about, [(None, step) for step in steps])
 
-    def apply(self, run: RunSummary, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
+    def apply(self, about: _About, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
         """Take in what changed: each step as it was and as it is.
 
         A step that stands in no box ends this view: the graph has grown.
         """
         self.version += 1
         self._messages.clear()
-        self._run = run
+        self._about = about
         for before, after in steps:
             box = self._drawing.box_of.get(after.position)
             if box is None:
@@ -182,7 +221,6 @@ class View(Moves):
             if before is not None:
                 self._counts[before.state] -= 1
             self._counts[after.state] += 1
-            self._usage = moved(self._usage, before.usage if before else None, after.usage)
             tally = self._groups.get(box)
             if tally is None:
                 self._steps[box] = after
@@ -204,10 +242,9 @@ class View(Moves):
                 if self._changed[box] <= since:
                     break
                 boxes.append(b'"%s":%s' % (box.encode(), self._box(box)))
-            found = b'"run":%s,"counts":%s,"usage":%s,"boxes":{%s}' % (
-                _shapes.dumps(_shapes.run(self._run)),
+            found = b'%s,"counts":%s,"boxes":{%s}' % (
+                self._about.json,
                 _shapes.dumps(_shapes.counts(self._counts)),
-                _shapes.dumps(_shapes.usage(self._usage)),
                 b",".join(boxes),
             )
             self._messages[since] = found
@@ -240,15 +277,16 @@ class Board:
         self.over = False
         self._baton = baton
         self._run = run
-        self._summary: RunSummary | None = None
+        self._about: _About | None = None
         self._steps: dict[int, StepStatus] = {}
         self._graph: Graph | None = None
         self._views: OrderedDict[tuple[str, ...], View] = OrderedDict()
         self._making = asyncio.Lock()
+        self._models = _Models(baton, run)
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever waited for it may have gone.
         self._first.add_done_callback(asyncio.Future.exception)
-        self._task = asyncio.create_task(self._follow(), name=f"baton-web-{run.id}")
+        self._task = asyncio.create_task(self._follow_all(), name=f"baton-web-{run.id}")
 
     async def ready(self) -> None:
         """Wait for the first look at the run; raises what that raised."""
@@ -296,20 +334,56 @@ class Board:
             raise Refused(503, "this run is looked at in too many ways at once; fold some groups")
         if self._graph is None:
             self._graph = await self._baton.query.read_graph(self._run.id)
-        assert self._summary is not None
-        graph, run, steps = self._graph, self._summary, dict(self._steps)
+        assert self._about is not None
+        graph, about, steps = self._graph, self._about, dict(self._steps)
         view = await asyncio.to_thread(
-            lambda: View(_Drawing.of(graph.layout(expand=key)), run, steps.values())
+            lambda: View(_Drawing.of(graph.layout(expand=key)), about, steps.values())
         )
         # What changed meanwhile.
         changed = [step for position, step in self._steps.items() if steps.get(position) is not step]
-        view.apply(self._summary, [(steps.get(step.position), step) for step in changed])
+        view.apply(self._about, [(steps.get(step.position), step) for step in changed])
         return view
 
     def _drop_idle_views(self) -> None:
         idle = [key for key, view in self._views.items() if not view.users]
         for key in idle[: max(0, len(idle) - _KEPT_VIEWS)]:
             del self._views[key]
+
+    async def models(self) -> bytes:
+        """What each model cost so far, as JSON; read once for all who look."""
+        return await self._models.read(None if self._about is None else self._about.usage)
+
+    async def _follow_all(self) -> None:
+        budgets = asyncio.create_task(self._follow_budgets(), name=f"baton-web-budgets-{self._run.id}")
+        try:
+            await self._follow()
+        finally:
+            budgets.cancel()
+            await asyncio.wait({budgets})
+
+    async def _follow_budgets(self) -> None:
+        """Look at the run's budgets, if it has any: it draws on those that it was inserted with, and on no others."""
+        seen: RunSummary | None = None
+        while True:
+            try:
+                await asyncio.shield(self._first)
+                assert self._about is not None
+                # Of a run that has ended, what is settled late is seen with the next change of it.
+                live, run = self._about.run.finished_at is None, self._about.run
+                if self.users and (live or run != seen):
+                    if not hasattr(self._baton, "budgets"):
+                        return
+                    budgets = await self._baton.budgets.for_run(run.id)
+                    if not budgets:
+                        return
+                    seen = run
+                    if budgets != self._about.budgets:
+                        self._tell(replace(self._about, budgets=budgets), ())
+            except (BatonError, OSError, psycopg.Error, psycopg_pool.PoolTimeout) as error:
+                if self.over:
+                    return
+                logger.info("the budgets of run %s could not be read: %s", self._run.id, error)
+            await asyncio.sleep(_BUDGET_SECONDS)
 
     async def _follow(self) -> None:
         try:
@@ -329,11 +403,18 @@ class Board:
             self._end()
 
     def _apply(self, change: RunChange) -> None:
-        self._summary = change.run
         steps = [(self._steps.get(step.position), step) for step in change.steps]
         self._steps.update((step.position, step) for step in change.steps)
+        about = self._about or _About(change.run)
+        usage = about.usage
+        for before, after in steps:
+            usage = moved(usage, before.usage if before else None, after.usage)
+        self._tell(replace(about, run=change.run, usage=usage), steps)
+
+    def _tell(self, about: _About, steps: Sequence[tuple[StepStatus | None, StepStatus]]) -> None:
+        self._about = about
         for view in self._views.values():
-            view.apply(change.run, steps)
+            view.apply(about, steps)
 
     def _end(self) -> None:
         self.over = True
@@ -342,6 +423,28 @@ class Board:
         for view in self._views.values():
             view.over = True
             view.wake()
+
+
+class _Models:
+    """What each model cost in a run, read when somebody asks and something was spent since, and at most so often."""
+
+    def __init__(self, baton: Baton, run: Run) -> None:
+        self._baton = baton
+        self._run = run
+        self._lock = asyncio.Lock()
+        self._read: tuple[Totals | None, bytes] = (None, b"[]")
+        self._next = 0.0
+
+    async def read(self, usage: Totals | None) -> bytes:
+        """As JSON; `usage` is what the run had spent when it was asked."""
+        async with self._lock:
+            if usage != self._read[0]:
+                clock = asyncio.get_running_loop().time
+                await asyncio.sleep(self._next - clock())
+                self._next = clock() + _MODEL_SECONDS
+                costs = await self._baton.stats.models_for_workflow(self._run.id, limit=_MOST_MODELS)
+                self._read = usage, _shapes.dumps(_shapes.models(costs))
+            return self._read[1]
 
 
 class Boards:

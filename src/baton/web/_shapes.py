@@ -1,13 +1,25 @@
 """What the page reads: runs and steps as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from baton import RunState, RunSummary, StepState, StepStatus, Totals, _dollars
+from baton import (
+    ModelCall,
+    ModelCost,
+    RunState,
+    RunSummary,
+    StepState,
+    StepStatus,
+    Totals,
+    _dollars,
+)
 from baton._error_line import error_line
+
+if TYPE_CHECKING:
+    from baton import BudgetStatus
 
 _LONGEST_ERROR = 300
 _LARGEST = 2**53 - 1
@@ -32,6 +44,7 @@ def run(summary: RunSummary) -> dict[str, Any]:
         "inserted_at": summary.inserted_at,
         "finished_at": summary.finished_at,
         "paused_at": summary.paused_at,
+        "paused_by_budget": summary.paused_by_budget,
         "cancel_requested_at": summary.cancel_requested_at,
         "cancel_reason": summary.cancel_reason,
         "deadline_at": summary.deadline_at,
@@ -79,6 +92,59 @@ def usage(totals: Totals | None) -> dict[str, Any] | None:
         "cost_usd": money(totals.cost_usd),
         "cost": totals.cost_text,
         "unpriced": totals.unpriced,
+    }
+
+
+def models(costs: Sequence[ModelCost]) -> list[dict[str, Any]]:
+    """What each model cost."""
+    return [{"provider": one.provider, "model": one.model, "usage": usage(one.totals)} for one in costs]
+
+
+def call(made: ModelCall) -> dict[str, Any]:
+    """One call of a model."""
+    return {
+        "id": made.call_id,
+        "attempt": made.attempt,
+        "key": made.key,
+        "provider": made.provider,
+        "model": made.model,
+        "service_tier": made.service_tier,
+        "input_tokens": _number(made.input_tokens),
+        "output_tokens": _number(made.output_tokens),
+        "cache_read_tokens": _number(made.cache_read_tokens),
+        "cache_write_tokens": _number(made.cache_write_tokens),
+        "reasoning_tokens": _number(made.reasoning_tokens),
+        "latency": made.latency,
+        "cost_usd": money(made.cost_usd),
+        "cost": made.cost_text,
+        "prices": " ".join(filter(None, (made.price_source, made.price_version))) or None,
+        "at": made.at,
+    }
+
+
+def budget(status: "BudgetStatus") -> dict[str, Any]:
+    """A budget of a run: of each limit that it has, what is spent and set aside. Not whose else it is."""
+    return {
+        "key": status.key,
+        "name": status.name,
+        "text": status.text,
+        "exhausted": status.is_exhausted,
+        "on_exhausted": status.on_exhausted,
+        "unpriced_calls": status.unpriced_calls,
+        "lines": [
+            {
+                "kind": kind,
+                "total": show(line.total),
+                "spent": show(line.spent),
+                "reserved": show(line.reserved),
+            }
+            for kind, line, show in (
+                ("usd", status.usd, money),
+                ("tokens", status.tokens, _number),
+                ("calls", status.calls, _number),
+            )
+            if line.total is not None
+        ],
     }
 
 

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from baton import Baton
 from baton.web._access import Access, Authorize, Forgery
 from baton.web._board import Boards
+from baton.web._clicks import Clicks
 from baton.web._errors import Refused
-from baton.web._reruns import Reruns
 from baton.web._runs import RunsBoard
 from baton.web._streams import Seats
 
@@ -39,7 +39,7 @@ class Site:
     seats: Seats
     boards: Boards
     runs: RunsBoard
-    reruns: Reruns = field(default_factory=Reruns)
+    clicks: Clicks = field(default_factory=Clicks)
     _reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS))
 
     @asynccontextmanager
@@ -87,7 +87,7 @@ class Call:
         text = self.text(name)
         if text is None:
             return default
-        if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > most:
+        if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > most:
             raise Refused(400, f"{name} must be a whole number up to {most:,}")
         return int(text)
 

@@ -2,7 +2,7 @@
 -- p_calls: JSON array of {workflow_id, reservation, cost_usd, input_tokens, output_tokens}; the reservation is null where there is none,
 -- the others where they are not known: then what was reserved is charged. The first call of a reservation settles it. Whoever calls
 -- this sees to it that each call comes once.
-CREATE OR REPLACE FUNCTION /* schema */baton_charge(p_calls jsonb) RETURNS void LANGUAGE plpgsql /* pinned */ AS $$
+CREATE OR REPLACE FUNCTION /* schema */baton_charge(p_calls jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   budgets bigint[];
 BEGIN

@@ -1,4 +1,4 @@
-"""Double clicks: a re-run makes a new run each time it is asked for, so the same click is answered with the same run."""
+"""Double clicks: what does something each time it is asked for, as a re-run does, is done once for one click."""
 
 import asyncio
 import time
@@ -11,28 +11,28 @@ _SECONDS_WITH_KEY = 600.0
 _MOST = 1_000
 
 
-class Reruns:
-    """What was asked lately in this process, and the run that came of it."""
+class Clicks:
+    """What was asked lately in this process, and what came of it."""
 
     def __init__(self) -> None:
         self._asked: OrderedDict[tuple[object, ...], tuple[float, asyncio.Task[str]]] = OrderedDict()
 
     async def once(
-        self, click: tuple[object, ...], key: str | None, rerun: Callable[[], Awaitable[str]]
+        self, click: tuple[object, ...], key: str | None, act: Callable[[], Awaitable[str]]
     ) -> tuple[str, bool]:
-        """The new run's id, and whether it was made for an earlier request of the same click.
+        """What came of it, and whether that was for an earlier request of the same click.
 
         Args:
             click: Who asked for what.
             key: What the page calls this click; without one, a click is the same for some seconds.
-            rerun: Makes the run.
+            act: Does it.
         """
         now = time.monotonic()
         asked = (*click, key)
         until, task = self._asked.get(asked, (0.0, None))
         known = task is not None and now < until and not (task.done() and _failed(task))
         if task is None or not known:
-            task = asyncio.ensure_future(_made(rerun))
+            task = asyncio.ensure_future(_done(act))
             self._asked[asked] = (now + (_SECONDS if key is None else _SECONDS_WITH_KEY), task)
             self._asked.move_to_end(asked)
             if len(self._asked) > _MOST:
@@ -41,8 +41,8 @@ class Reruns:
         return await asyncio.shield(task), known
 
 
-async def _made(rerun: Callable[[], Awaitable[str]]) -> str:
-    return await rerun()
+async def _done(act: Callable[[], Awaitable[str]]) -> str:
+    return await act()
 
 
 def _failed(task: asyncio.Task[str]) -> bool:
