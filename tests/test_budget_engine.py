@@ -376,3 +376,115 @@ async def test_a_shared_budget_is_deleted_with_what_it_paused(steps: Steps) -> N
     assert not await steps.engine.delete_budget("day")
     assert await steps.jobs() == {"a": "executing", "b": "available"}
     assert await steps.value("SELECT count(*) FROM workflow_budget_runs") == 0
+
+
+# --- pausing and topping up -------------------------------------------------------------------------
+
+
+async def exhausted_run(steps: Steps, **shape: list[str]) -> tuple[UUID, int]:
+    """A run whose step `a` is executing, and the id of its exhausted budget."""
+    run = await steps.insert(shape or {"a": [], "b": []}, budget=Budget(usd=1, on_exhausted="pause"))
+    await steps.start("a")
+    await charge(steps, run, None, "1")
+    return run, int(await steps.value("SELECT id FROM workflow_budgets"))
+
+
+async def test_a_run_that_its_budget_paused_starts_nothing_until_something_is_added(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "paused"
+    assert await steps.jobs() == {"a": "executing", "b": "suspended"}
+    assert (await steps.workflow(run))["paused_for"] == budget
+    await steps.engine.resume_funded()
+    assert (await steps.jobs())["b"] == "suspended", "nothing was added"
+    await steps.engine.add_to_budget(None, run, Decimal("0.01"), 0, 0)
+    assert (await steps.jobs())["b"] == "available"
+    row = await steps.workflow(run)
+    assert (row["paused_at"], row["paused_for"]) == (None, None)
+
+
+async def test_a_budget_that_was_raised_meanwhile_pauses_nothing(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    await steps.engine.add_to_budget(None, run, Decimal(5), 0, 0)
+    assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "room"
+    assert await steps.engine.pause_for(run, budget, Decimal(6), 0, start=False) == "paused"
+
+
+async def test_what_somebody_paused_stays_paused_when_something_is_added(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    await steps.engine.pause(run)
+    assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "paused"
+    await steps.engine.add_to_budget(None, run, Decimal(5), 0, 0)
+    assert (await steps.jobs())["b"] == "suspended"
+    await steps.engine.resume(run)
+    await steps.engine.add_to_budget(None, run, Decimal(-5), 0, 0)
+    assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "paused"
+    paused_at = (await steps.workflow(run))["paused_at"]
+    await steps.engine.pause(run)
+    await steps.engine.add_to_budget(None, run, Decimal(5), 0, 0)
+    row = await steps.workflow(run)
+    assert (row["paused_at"], row["paused_for"]) == (paused_at, None), "a pause of one's own comes after it"
+
+
+async def test_a_manual_resume_a_cancel_and_a_retry_forget_what_paused_a_run(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False)
+    await steps.engine.resume(run)
+    assert (await steps.workflow(run))["paused_for"] is None
+    await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False)
+    await steps.engine.cancel(run, None, "enough")
+    assert (await steps.workflow(run))["paused_for"] is None
+    assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "ended"
+    assert await steps.engine.pause_for(uuid4(), budget, Decimal(1), 0, start=False) == "ended"
+
+
+async def test_a_top_up_that_meets_a_pause_under_way_resumes_what_that_paused(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    pausing = await steps.session()
+    await pausing.execute("SELECT baton_pause_for(%s, %s, 1, 0, false)", (run, budget))
+    adding = asyncio.create_task(steps.engine.add_to_budget(None, run, Decimal(5), 0, 0))
+    await eventually(steps.blocked)
+    await pausing.commit()
+    assert await adding
+    assert (await steps.jobs())["b"] == "available"
+
+
+async def test_a_pause_that_meets_a_top_up_under_way_finds_room(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps)
+    adding = await steps.session()
+    await adding.execute("SELECT baton_add_to_budget(NULL, %s, 5, 0, 0)", (run,))
+    pausing = asyncio.create_task(steps.engine.pause_for(run, budget, Decimal(1), 0, start=False))
+    await eventually(steps.blocked)
+    await adding.commit()
+    assert await pausing == "room"
+    assert (await steps.jobs())["b"] == "available"
+
+
+async def test_pausing_acking_reserving_and_settling_at_once_meet_in_one_order(steps: Steps) -> None:
+    run, budget = await exhausted_run(steps, a=[], b=[], c=["b"])
+    (b,) = await steps.start("b")
+    for held in ("oban_jobs", "workflows", "workflow_budgets"):
+        ours = await steps.session()
+        await ours.execute(f"SELECT FROM {held} FOR UPDATE".encode())
+        at_once = [
+            steps.engine.pause_for(run, budget, Decimal(1), 0, start=False),
+            steps.engine.resume(run),
+            steps.engine.charge_dead(),
+            reserve(steps, b, "0.5"),
+            charge(steps, run, None, "0.1"),
+            steps.engine.add_to_budget(None, run, Decimal("0.1"), 0, 0),
+            steps.engine.prune(10, 0, None),
+        ]
+        tasks = [asyncio.create_task(one) for one in at_once]
+        await eventually(others_blocked(steps))
+        await ours.commit()
+        await asyncio.gather(*tasks)
+    assert (await steps.engine.ack([b])).acked == [b.job_id]
+
+
+def others_blocked(steps: Steps) -> Any:
+    async def look() -> list[int]:
+        async with Steps.opened(steps.dsn) as other:
+            other.audited = False
+            return await other.blocked()
+
+    return look

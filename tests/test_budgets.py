@@ -274,20 +274,6 @@ async def test_a_shared_budget_pauses_all_that_draw_on_it_and_a_higher_limit_let
     assert (await app.budgets.get("day")).usd.spent == Decimal("0.3")
 
 
-async def test_a_run_that_somebody_paused_stays_paused_when_its_budget_is_topped_up(app: Baton) -> None:
-    script["a"] = asking()
-    run = await app.insert(workflow("a", budget=Budget(usd="0.5", on_exhausted="pause")))
-    await eventually(lambda: paused(run))
-    await run.resume()
-    await eventually(lambda: paused(run))
-    await run.resume()
-    await run.pause()
-    await app.budgets.add(run, usd=5)
-    assert await paused(run)
-    await run.resume()
-    assert await run.wait() == "completed"
-
-
 async def test_an_llm_step_does_not_begin_on_an_exhausted_budget(app: Baton) -> None:
     script["a"] = asking()
     script["b"] = lambda: answer(name="began")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import psycopg
 import pytest
 
 from baton import Baton, Workflow, __version__, testing
+from baton._names import uuid7
 from baton.cli import cli
 from tests.kit import app
 from tests.kit.hostile import NAMES
 from tests.kit.providers import Providers, Reply, Request, Slow
+from tests.kit.spent import spend
 
 ROOT = Path(__file__).parent.parent
 NOT_HERE = "postgresql://ada:s3cret@127.0.0.1:1/app"
@@ -825,3 +828,112 @@ def test_a_brief_is_never_written_over_another_file(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert 'pip install "oban-baton[demo]"' in baton("demo", code=3).stderr
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def spent(dsn: str) -> str:
+    """A run with calls of models, and others long gone."""
+    workflow = Workflow("research")
+    workflow.add("draft", app.echo.new(value=1))
+    run_id = inserted(dsn, workflow)
+
+    async def calls() -> None:
+        monday, tuesday = (datetime(2026, 1, day, 12, tzinfo=UTC) for day in (5, 6))
+        used: dict[str, Any] = {"input_tokens": 1_200, "output_tokens": 30}
+        await spend(dsn, run_id, "draft", "0.0062400", provider="openai", at=tuesday, **used)
+        await spend(dsn, run_id, "draft", None, model="ours\x1b[31m", attempt=2, at=tuesday)
+        await spend(dsn, uuid7(), "parse", "12.5", label="import\u202e", at=monday, input_tokens=5)
+
+    asyncio.run(calls())
+    return run_id
+
+
+def test_the_cost_of_a_run_is_shown_by_step_attempt_and_model(baton_dsn: str) -> None:
+    run_id = spent(baton_dsn)
+    shown = [" ".join(line.split()) for line in baton("cost", run_id, "--dsn", baton_dsn).stdout.splitlines()]
+    assert shown == [
+        "step attempt model calls input output cost",
+        "draft 1 openai/gpt-5 1 1,200 30 $0.0062",
+        r"draft 2 ours\x1b[31m 1 ? ? unknown",
+        "all 2 1,200 30 at least $0.0062",
+    ]
+    shown = baton("cost", run_id, "--by", "model", "--dsn", baton_dsn).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["model", "openai/gpt-5", r"ours\x1b[31m", "all"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ((), ["gpt-5", "openai/gpt-5", r"ours\x1b[31m", "all"]),
+        (("--by", "model"), ["gpt-5", "openai/gpt-5", r"ours\x1b[31m", "all"]),
+        (("--by", "label"), [r"import\u202e", "research", "all"]),
+        (("--by", "step"), [r"import\u202e", "research", "all"]),
+        (("--by", "day"), ["2026-01-06", "2026-01-05", "all"]),
+        (("--by", "day", "--from", "2026-01-06T00:00:00Z"), ["2026-01-06", "all"]),
+        (("--by", "day", "--to", "2026-01-06T00:00:00Z"), ["2026-01-05", "all"]),
+        (("--by", "label", "--name-prefix", "res"), ["research", "all"]),
+        (("--by", "label", "--limit", "1"), [r"import\u202e", "all"]),
+    ],
+)
+def test_the_costs_of_all_runs_are_shown_by_what_is_asked(
+    baton_dsn: str, asked: tuple[str, ...], first: list[str]
+) -> None:
+    spent(baton_dsn)
+    done = baton("cost", *asked, "--dsn", baton_dsn)
+    _, *lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == first
+    assert not _OBEYED.search(done.stdout)
+    assert ("raise --limit" in done.stderr) == ("--limit" in asked)
+
+
+def test_costs_are_exact_text_in_json(baton_dsn: str) -> None:
+    run_id = spent(baton_dsn)
+    of_run = json.loads(baton("cost", run_id, "--json", "--dsn", baton_dsn).stdout)
+    assert (of_run["run"], of_run["by"]) == (run_id, "step")
+    assert of_run["totals"] == {
+        "calls": 2,
+        "input_tokens": 1_200,
+        "output_tokens": 30,
+        "cache_read_tokens": None,
+        "cache_write_tokens": None,
+        "reasoning_tokens": None,
+        "cost_usd": "0.00624",
+        "unpriced": 1,
+        "is_lower_bound": True,
+    }
+    assert [(row["step"], row["attempt"], row["model"], row["cost_usd"]) for row in of_run["rows"]] == [
+        ("draft", 1, "gpt-5", "0.00624"),
+        ("draft", 2, "ours\x1b[31m", None),
+    ]
+    by_day = json.loads(baton("cost", "--by", "day", "--json", "--dsn", baton_dsn).stdout)
+    assert by_day["totals"]["cost_usd"] == "12.50624"
+    assert [(row["day"], row["cost_usd"]) for row in by_day["rows"]] == [
+        ("2026-01-06", "0.00624"),
+        ("2026-01-05", "12.5"),
+    ]
+
+
+def test_without_calls_there_is_nothing_to_show(baton_dsn: str) -> None:
+    done = baton("cost", "--dsn", baton_dsn)
+    assert (done.stdout, done.stderr) == ("", "no calls of models are recorded\n")
+    nothing = json.loads(baton("cost", "--json", "--dsn", baton_dsn).stdout)
+    assert (nothing["totals"]["cost_usd"], nothing["rows"]) == ("0", [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("x",), "no run's id"),
+        ((str(uuid7()),), "there is no run"),
+        ((str(uuid7()), "--by", "day"), "--by day is for the costs of all runs"),
+        ((str(uuid7()), "--from", "7d"), "--from and --to are for the costs of all runs"),
+        (("--from", "yesterday"), "is no time"),
+        (("--by", "colour"), "Invalid value for '--by'"),
+        (("--limit", "0"), "Invalid value for '--limit'"),
+        (("--name-prefix", "x" * 300), "name_prefix"),
+    ],
+)
+def test_what_cannot_be_asked_of_cost_is_said(baton_dsn: str, asked: tuple[str, ...], said: str) -> None:
+    assert said in baton("cost", *asked, "--dsn", baton_dsn, code=2).stderr

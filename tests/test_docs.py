@@ -35,7 +35,7 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, doctor, local, migration, otel, telemetry, testing, web
+from baton import cli, debug, doctor, local, migration, multi_model, otel, telemetry, testing, web
 from baton._step import Results
 
 ROOT = Path(__file__).parent.parent
@@ -285,11 +285,14 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("RunStatus", baton.RunStatus),
     *_public_methods("StepStatus", baton.StepStatus),
     *_public_methods("Explanation", baton.Explanation),
+    *_public_functions(debug),
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_functions(doctor),
     *_public_functions(telemetry),
     *_public_functions(otel),
+    *_public_functions(multi_model),
+    *_public_methods("FanOut", multi_model.FanOut),
     ("doctor.Finding", None),
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),

@@ -65,6 +65,10 @@ class Spans:
         ]
         return sorted(attempts, key=lambda span: span.start_time or 0)
 
+    def attempts_of(self, name: str) -> list[ReadableSpan]:
+        """Without the calls of models that were made in them."""
+        return [span for span in self.of_step(name) if span.name.startswith("baton.step ")]
+
 
 def attributes(span: ReadableSpan) -> Mapping[str, Any]:
     return span.attributes or {}
@@ -446,6 +450,142 @@ async def test_steps_and_runs_are_counted_and_measured_in_seconds(baton_dsn: str
     for name in ("baton.steps", "baton.step.duration", "baton.step.queue_time"):
         for point in found[name]:
             assert set(point.attributes) <= allowed, "nothing of which there may be any number"
+
+
+# --- calls of models ------------------------------------------------------------------------------
+
+USED = {
+    "model": "gpt-6.1-sol",
+    "input_tokens": 1_000,
+    "output_tokens": 500,
+    "cache_read_tokens": 400,
+    "reasoning_tokens": 300,
+    "latency_ms": 250,
+}
+
+
+@step(name="tests.otel.asks", max_attempts=1)
+async def asks(provider: str | None = None) -> None:
+    baton.record_usage(USED, provider=provider)
+    with trace.get_tracer("app").start_as_current_span("mine"):
+        baton.record_usage({"input_tokens": 10, "model": "gemini-of-nobody"})
+    raise LookupError("no hope")
+
+
+@step(name="tests.otel.asks_in_a_thread")
+def asks_in_a_thread() -> None:
+    baton.record_usage(USED)
+
+
+async def asked(dsn: str, job: Any = None) -> None:
+    workflow = Workflow("asked")
+    workflow.add("ask", job or asks.new())
+    async with Baton(dsn, queues={"default": 5}) as worker:
+        await (await worker.insert(workflow)).wait(timeout=20)
+
+
+async def test_a_call_of_a_model_is_a_span_under_the_attempt_with_the_names_of_the_conventions(
+    baton_dsn: str, spans: Spans
+) -> None:
+    await asked(baton_dsn)
+    (attempt,) = spans.attempts_of("ask")
+    (call,) = spans.named("chat gpt-6.1-sol")
+    assert parent(call) == ids(attempt)
+    assert call.kind == SpanKind.CLIENT
+    assert call.start_time is not None
+    assert call.end_time is not None
+    assert call.end_time - call.start_time == 250_000_000
+    found = dict(attributes(call))
+    assert found.pop("baton.workflow.id") == attributes(attempt)["baton.workflow.id"]
+    assert found == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.response.model": "gpt-6.1-sol",
+        "gen_ai.workflow.name": "asked",
+        "gen_ai.usage.input_tokens": 1_000,
+        "gen_ai.usage.output_tokens": 500,
+        "gen_ai.usage.cache_read.input_tokens": 400,
+        "gen_ai.usage.reasoning.output_tokens": 300,
+        "gen_ai.usage.cost.amount": 0.00624,
+        "gen_ai.usage.cost.currency": "USD",
+        "gen_ai.usage.cost.source": "local",
+        "baton.step.name": "ask",
+        "baton.step.attempt": 1,
+    }
+
+
+async def test_what_is_not_known_is_no_attribute_and_the_step_says_how_many_calls_have_no_price(
+    baton_dsn: str, spans: Spans
+) -> None:
+    await asked(baton_dsn)
+    (call,) = spans.named("chat gemini-of-nobody")
+    assert attributes(call)["gen_ai.provider.name"] == "gcp.gemini"
+    assert not {name for name in attributes(call) if "cost" in name or "output" in name}
+    (attempt,) = spans.attempts_of("ask")
+    assert attributes(attempt)["baton.step.state"] == "discarded"
+    assert attributes(attempt)["baton.cost.usd"] == 0.00624
+    assert attributes(attempt)["baton.cost.unpriced_calls"] == 1
+
+
+async def test_a_plain_step_in_its_thread_has_the_same_span(baton_dsn: str, spans: Spans) -> None:
+    await asked(baton_dsn, asks_in_a_thread.new())
+    (call,) = spans.named("chat gpt-6.1-sol")
+    (attempt,) = spans.attempts_of("ask")
+    assert parent(call) == ids(attempt)
+    assert attributes(attempt)["baton.cost.usd"] == 0.00624
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("google-vertex", "gcp.vertex_ai"), ("bedrock", "aws.bedrock"), ("ours", "ours")]
+)
+async def test_providers_have_the_names_of_the_conventions(
+    baton_dsn: str, spans: Spans, said: str, told: str
+) -> None:
+    await asked(baton_dsn, asks.new(said))
+    (call,) = spans.named("chat gpt-6.1-sol")
+    assert attributes(call)["gen_ai.provider.name"] == told
+
+
+async def test_tokens_and_seconds_of_calls_are_measured(baton_dsn: str) -> None:
+    reader = InMemoryMetricReader()
+    otel.instrument(tracer_provider=Spans().provider, meter_provider=MeterProvider([reader]))
+    try:
+        await asked(baton_dsn)
+    finally:
+        otel.uninstrument()
+    found = points(reader)
+    tokens = {
+        (point.attributes["gen_ai.response.model"], point.attributes["gen_ai.token.type"]): point.sum
+        for point in found["gen_ai.client.token.usage"]
+    }
+    assert tokens == {
+        ("gpt-6.1-sol", "input"): 1_000,
+        ("gpt-6.1-sol", "output"): 500,
+        ("gemini-of-nobody", "input"): 10,
+    }
+    (duration,) = found["gen_ai.client.operation.duration"]
+    assert (duration.count, duration.sum) == (1, 0.25)
+    assert {name for point in found["gen_ai.client.token.usage"] for name in point.attributes} == {
+        "gen_ai.operation.name",
+        "gen_ai.provider.name",
+        "gen_ai.response.model",
+        "gen_ai.token.type",
+    }
+
+
+async def test_where_the_clients_are_instrumented_themselves_only_the_steps_cost_is_told(
+    baton_dsn: str,
+) -> None:
+    spans, reader = Spans(), InMemoryMetricReader()
+    otel.instrument(tracer_provider=spans.provider, meter_provider=MeterProvider([reader]), model_calls=False)
+    try:
+        await asked(baton_dsn)
+    finally:
+        otel.uninstrument()
+    assert not [span for span in spans.exporter.get_finished_spans() if span.name.startswith("chat")]
+    assert "gen_ai.client.token.usage" not in points(reader)
+    (attempt,) = spans.attempts_of("ask")
+    assert attributes(attempt)["baton.cost.usd"] == 0.00624
 
 
 # --- switching on and off -------------------------------------------------------------------------

@@ -517,16 +517,33 @@ def test_a_mistake_of_ones_own_is_said(given: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "cost", [0.1, -1, "x", "", "NaN", "Infinity", True, [], "1e999", Decimal("-0.1"), "1" * 200]
+    "cost",
+    [
+        float("nan"),
+        float("inf"),
+        -0.5,
+        -1,
+        10**120,
+        "x",
+        "",
+        "NaN",
+        "Infinity",
+        True,
+        [],
+        "1e999",
+        Decimal("-0.1"),
+        "1" * 200,
+    ],
 )
 def test_a_cost_that_is_none_is_said(cost: Any) -> None:
     with pytest.raises(InvalidUsage, match="a cost of"):
         read_cost({"input_tokens": 1, "cost_usd": cost})
 
 
-@pytest.mark.parametrize("cost", [Decimal("0.1"), 0, 3, "0.000000001", "0"])
+@pytest.mark.parametrize("cost", [Decimal("0.1"), 0, 3, "0.000000001", "0", 0.5])
 def test_a_cost_stays_exact(cost: Any) -> None:
     assert read_cost({"cost_usd": cost}) == Decimal(cost)
+    assert read_cost({"cost_usd": 0.1}) == Decimal("0.1")
     assert read_cost({"input_tokens": 1}) is None
     assert read_cost(CHAT) is None
 

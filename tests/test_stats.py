@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from oban import worker
+from oban.job import Job
 
-from baton import Baton, Totals, Usage, Workflow, _store, step
+from baton import Baton, Totals, Usage, Workflow, _store, current, record_usage, stats, step
 from baton._names import uuid7
-from baton.errors import InvalidOption, NotStarted, QueryTimeout, RunNotFound
+from baton.errors import InvalidOption, NotStarted, NoWorkflow, QueryTimeout, RunNotFound
 from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable
 from tests.kit import fixtures
 from tests.kit.spent import spend
@@ -298,6 +300,15 @@ async def test_a_report_is_of_a_time_and_of_what_a_tenant_may_see(client: Baton,
     assert [row.day.day for row in await stats.cost_by_day(name_prefix="b", limit=1)] == [21]
 
 
+async def test_models_are_told_apart_in_one_run(client: Baton, baton_dsn: str) -> None:
+    run_id, other = str(uuid7()), str(uuid7())
+    for run, model, cost in ((run_id, "a", "1"), (run_id, "b", "2"), (run_id, "a", "4"), (other, "a", "8")):
+        await spend(baton_dsn, run, "draft", cost, model=model)
+    found = await client.stats.cost_by_model(run_id=run_id)
+    assert [(row.model, row.totals.cost_text) for row in found] == [("a", "$5.00"), ("b", "$2.00")]
+    assert await client.stats.cost_by_model(run_id=run_id, name_prefix="x") == ()
+
+
 async def test_days_are_those_of_utc_whatever_the_session_says(
     client: Baton, baton_dsn: str, db: psycopg.AsyncConnection
 ) -> None:
@@ -309,6 +320,72 @@ async def test_days_are_those_of_utc_whatever_the_session_says(
         assert row.day == date(2026, 11, 20)
     finally:
         await db.execute("ALTER ROLE CURRENT_USER RESET timezone")
+
+
+# --- from a step on -------------------------------------------------------------------------------
+
+
+@step(name="tests.stats.drafts", max_attempts=2, backoff=lambda _: 0)
+async def drafts() -> str:
+    record_usage(
+        Usage(
+            model="gpt-6.1-sol",
+            input_tokens=1_000,
+            cache_read_tokens=400,
+            output_tokens=500,
+            reasoning_tokens=300,
+        )
+    )
+    if current().attempt == 1:
+        raise ValueError("it was paid for all the same")
+    record_usage({"model": "no-such-model", "input_tokens": 3, "output_tokens": 2})
+    record_usage({"model": "gpt-5", "input_tokens": 3, "output_tokens": 2}, cost="0.25")
+    return "draft"
+
+
+@worker(queue="default", max_attempts=1)
+class Reviews:
+    async def process(self, job: Job) -> str:
+        stats.record(job, {"model": "our-llama", "input_tokens": 10, "output_tokens": 1, "latency_ms": 20})
+        return stats.record(job, Usage(model="our-llama"), cost=1).model or ""
+
+
+async def test_what_steps_use_is_priced_and_counted_also_of_attempts_that_failed(baton_dsn: str) -> None:
+    workflow = Workflow("research")
+    workflow.add("draft", drafts.new())
+    workflow.add("review", Reviews.new(), deps=["draft"])
+    prices = PriceTable({"our-llama": ModelPrice(input=1, output=2)})
+    async with Baton(baton_dsn, queues={"default": 2}, pricing=prices, poll_interval=0.05) as baton:
+        run = await baton.insert(workflow)
+        assert await run.wait(timeout=20) == "completed"
+        found = await baton.stats.workflow_totals(run.id)
+        # Twice 0.00624, one that the step said itself, 12 millionths of our own prices, one given, and one unknown.
+        assert str(found.cost_usd) == "1.262492"
+        assert (found.calls, found.unpriced, found.input_tokens) == (6, 1, 2_016)
+        rows = await baton.stats.steps_for_workflow(run.id)
+        assert [
+            (row.step, row.attempt, row.model, row.totals.calls, row.totals.cost_text) for row in rows
+        ] == [
+            ("draft", 1, "gpt-6.1-sol", 1, "$0.0062"),
+            ("draft", 2, "gpt-6.1-sol", 1, "$0.0062"),
+            ("draft", 2, "no-such-model", 1, "unknown"),
+            ("draft", 2, "gpt-5", 1, "$0.25"),
+            ("review", 1, "our-llama", 2, "$1.00"),
+        ]
+        assert rows[-1].latency == 0.02
+        assert [call.price_source for call in await baton.stats.calls_for_workflow(run.id)] == [
+            "genai-prices",
+            "genai-prices",
+            None,
+            "given",
+            "own",
+            "given",
+        ]
+
+
+async def test_usage_is_recorded_of_no_job_but_one_that_runs_here(client: Baton) -> None:
+    with pytest.raises(NoWorkflow, match="is not the job of a workflow's step that runs here"):
+        client.stats.record(Job("tests.Nobody", id=7), Usage(model="gpt-5"))
 
 
 # --- repricing ------------------------------------------------------------------------------------
@@ -505,6 +582,7 @@ async def test_what_is_read_often_is_read_by_an_index(
     asked = {
         "from": NOON,
         "to": NOON + timedelta(hours=1),
+        "run_id": None,
         "name_prefix": None,
         "limit": 10,
         "id": run_id,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -585,3 +586,63 @@ async def test_no_argument_and_no_result_is_told_or_logged(
     assert SECRET not in repr(heard)
     assert SECRET not in caplog.text
     assert SECRET not in repr([vars(record) for record in caplog.records])
+
+
+# --- calls of models ------------------------------------------------------------------------------
+
+
+@step(name="tests.telemetry.asks", max_attempts=2, backoff=lambda _attempt: 0)
+async def asks() -> str:
+    baton.record_usage({"model": "gpt-6.1-sol", "input_tokens": 10, "output_tokens": 5, "cost_usd": "0.25"})
+    if baton.current().attempt == 1:
+        raise ValueError("not yet")
+    answer = {"model": "of-nobody-2026", "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+
+    async def call() -> dict[str, Any]:
+        return answer
+
+    await baton.once("draft", call, request={"model": "of-nobody"})
+    return SECRET
+
+
+async def test_each_call_of_a_model_is_told_once_when_it_is_written(
+    baton_dsn: str, db: AsyncConnection, told: Heard
+) -> None:
+    told.listen(telemetry.LLM_CALL, telemetry.STEP_COMPLETED)
+    async with Baton(baton_dsn, queues={"default": 5}) as worker:
+        run = await worker.insert(flow("asked", only=asks.new()))
+        assert await run.wait(timeout=20) == "completed"
+    assert [name for name, _ in told][-1] == telemetry.STEP_COMPLETED
+    calls = told.of(telemetry.LLM_CALL)
+    assert sorted((call["attempt"], call["model"], call["cost_usd"]) for call in calls) == [
+        (1, "gpt-6.1-sol", Decimal("0.25")),
+        (2, "gpt-6.1-sol", Decimal("0.25")),
+        (2, "of-nobody-2026", None),
+    ]
+    call = next(call for call in calls if call["call_key"] == "draft")
+    assert call.pop("timestamp").tzinfo is not None
+    assert call.pop("duration") >= 0
+    assert call.pop("job_id") > 0
+    assert call == {
+        "count": 1,
+        "workflow_id": str(run.id),
+        "workflow_label": "asked",
+        "step_name": "only",
+        "worker": "tests.telemetry.asks",
+        "queue": "default",
+        "attempt": 2,
+        "call_key": "draft",
+        "provider": None,
+        "model": "of-nobody-2026",
+        "requested_model": "of-nobody",
+        "service_tier": None,
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "cache_read_tokens": None,
+        "cache_write_tokens": None,
+        "reasoning_tokens": None,
+        "cost_usd": None,
+        "price_source": None,
+    }
+    rows = await (await db.execute("SELECT model FROM workflow_step_stats")).fetchall()
+    assert len(rows) == len(calls)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,8 +22,10 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 import baton.web
-from baton import Baton, Run, Workflow, step
+from baton import Baton, Budget, Run, Workflow, step
+from baton.budgets import Budgets
 from baton.query import Query
+from baton.stats import Stats
 from baton.web import ACTIONS, Access, _board, _runs, _site, _streams
 from tests.kit.reused import Reused
 from tests.kit.spent import spend
@@ -292,6 +294,7 @@ async def test_a_run_in_the_list_has_all_that_the_page_shows(workflows: Baton, p
         "cancel_reason": None,
         "deadline_at": None,
         "rerun_of": None,
+        "paused_by_budget": False,
     }
 
 
@@ -537,6 +540,210 @@ async def test_what_a_running_step_spends_is_seen_at_once(workflows: Baton, page
             assert box["usage"]["cost"] == change["usage"]["cost"] == f"$0.{calls}0"
             assert box["counts"] == {"executing": 5}
     GATES["a"].set()
+
+
+async def test_the_calls_of_a_step_are_listed_in_pages_the_oldest_first(
+    workflows: Baton, page: Visitor
+) -> None:
+    run = await finished(workflows, fan())
+    made = [
+        await spend(workflows.dsn, run.id, "part_1", f"0.0{n}", attempt=n, key=f"k{n}", latency_ms=812.5)
+        for n in range(1, 6)
+    ]
+    await spend(workflows.dsn, run.id, "part_2", None)
+    (position,) = (
+        one["position"]
+        for one in (await page.json(f"api/runs/{run.id}/steps"))["steps"]
+        if one["name"] == "part_1"
+    )
+    path = f"api/runs/{run.id}/steps/{position}/calls"
+    seen: list[Any] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        found = await page.json(path, params={"limit": 2, "cursor": cursor})
+        assert len(found["calls"]) <= 2
+        seen += found["calls"]
+        cursor = found["next"]
+    assert [call["id"] for call in seen] == made
+    assert [(call["attempt"], call["key"], call["cost_usd"]) for call in seen] == [
+        (n, f"k{n}", f"0.0{n}") for n in range(1, 6)
+    ]
+    assert (seen[0]["latency"], seen[0]["prices"]) == (0.8125, "genai-prices 0.2.3")
+    (other,) = (await page.json(f"api/runs/{run.id}/steps/{position + 1}/calls"))["calls"]
+    assert (other["cost_usd"], other["cost"], other["input_tokens"], other["prices"]) == (
+        None,
+        "unknown",
+        None,
+        None,
+    )
+    assert (await page.json(f"api/runs/{run.id}/steps/1/calls")) == {"calls": [], "next": None}
+    await page.json(f"api/runs/{run.id}/steps/99/calls", 404)
+    assert (await page.get(path, params={"cursor": "x"})).status_code == 400
+
+
+async def test_what_each_model_cost_is_read_once_for_all_who_look(
+    workflows: Baton, page: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    read = Stats.models_for_workflow
+
+    async def counted(stats: Stats, run_id: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await read(stats, run_id, **options)
+
+    monkeypatch.setattr(Stats, "models_for_workflow", counted)
+    monkeypatch.setattr(_board, "_MODEL_SECONDS", 0.01)
+    run = await finished(workflows, fan())
+    path = f"api/runs/{run.id}/models"
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        await events.named("change")
+        assert await page.json(path) == {"models": []}
+        assert asked == 0
+        await spend(workflows.dsn, run.id, "first", "0.10", model="gpt-5", provider="openai")
+        await spend(workflows.dsn, run.id, "last", "0.30", model="opus", provider="anthropic")
+        await spend(workflows.dsn, run.id, "last", None, model="opus", provider="anthropic")
+        while (change := await events.named("change"))["usage"]["calls"] < 3:
+            pass
+        answers = await asyncio.gather(*(page.json(path) for _ in range(20)))
+    assert asked == 1
+    assert answers == 20 * [answers[0]]
+    assert [(one["provider"], one["model"], one["usage"]["cost"]) for one in answers[0]["models"]] == [
+        ("anthropic", "opus", "at least $0.30"),
+        ("openai", "gpt-5", "$0.10"),
+    ]
+    assert change["usage"]["cost"] == "at least $0.40"
+
+
+# --- budgets ---------------------------------------------------------------------------------------
+
+
+def on_budgets(*budgets: Budget, gate: str = "a") -> Workflow:
+    """A step that waits, in a run with budgets."""
+    GATES.setdefault(gate, asyncio.Event())
+    return one(wait.new(gate), budget=list(budgets))
+
+
+async def charge(workflows: Baton, text: str, *params: object) -> None:
+    """Change rows of budgets, as calls do."""
+    async with workflows._connection() as conn:
+        await conn.execute(f"UPDATE workflow_budgets SET {text}".encode(), params)
+
+
+async def test_the_budgets_of_a_run_are_shown_with_what_is_spent_and_reserved(
+    workflows: Baton, page: Visitor
+) -> None:
+    run = await workflows.insert(
+        on_budgets(
+            Budget(usd="2.50", calls=10), Budget(key="tenant:acme", tokens=1_000, on_exhausted="pause")
+        )
+    )
+    await charge(workflows, "spent_usd = 1.25, spent_calls = 3, reserved_usd = 0.0125 WHERE key IS NULL")
+    own, shared = (await page.json(f"api/runs/{run.id}"))["budgets"]
+    assert own == {
+        "key": None,
+        "name": "the run's budget",
+        "text": "$1.25 of $2.50 spent, $0.013 reserved; 3 of 10 calls spent",
+        "exhausted": False,
+        "on_exhausted": "stop",
+        "unpriced_calls": 0,
+        "lines": [
+            {"kind": "usd", "total": "2.5", "spent": "1.25", "reserved": "0.0125"},
+            {"kind": "calls", "total": 10, "spent": 3, "reserved": 0},
+        ],
+    }
+    assert (shared["key"], shared["on_exhausted"], [line["kind"] for line in shared["lines"]]) == (
+        "tenant:acme",
+        "pause",
+        ["tokens"],
+    )
+    assert (await page.json(f"api/runs/{(await finished(workflows, fan())).id}"))["budgets"] == []
+
+
+async def test_what_others_spend_of_a_shared_budget_is_seen_and_read_once_for_all_who_look(
+    workflows: Baton, page: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    read = Budgets.for_run
+
+    async def counted(budgets: Budgets, run: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await read(budgets, run)
+
+    monkeypatch.setattr(Budgets, "for_run", counted)
+    monkeypatch.setattr(_board, "_BUDGET_SECONDS", 0.05)
+    run = await workflows.insert(on_budgets(Budget(key="day", calls=10)))
+    async with AsyncExitStack() as stack:
+        path = f"api/runs/{run.id}/events"
+        many = [await stack.enter_async_context(page.stream(path)) for _ in range(10)]
+        for events in many:
+            assert (await events.named("change"))["budgets"][0]["lines"][0]["spent"] == 0
+        before = asked
+        await charge(workflows, "spent_calls = 10")
+        for events in many:
+            (budget,) = (await events.named("change"))["budgets"]
+            assert (budget["lines"][0]["spent"], budget["exhausted"]) == (10, True)
+        assert asked - before < len(many)
+
+
+async def test_the_budgets_of_a_run_without_any_are_looked_for_once(
+    workflows: Baton, page: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_board, "_BUDGET_SECONDS", 0.0)
+    run = await workflows.insert(one(wait.new("a"))) if gate("a") else None
+    assert run is not None
+    async with page.stream(f"api/runs/{run.id}/events") as events:
+        await events.named("change")
+        (board,) = page._app.state.site.boards._boards.values()
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        assert board._task.get_name() in names
+        assert f"baton-web-budgets-{run.id}" not in names
+
+
+async def test_a_budget_is_topped_up_and_what_it_had_paused_goes_on(workflows: Baton, page: Visitor) -> None:
+    gate("a")
+    run = await workflows.insert(on_budgets(Budget(usd=1, tokens=10, on_exhausted="pause")))
+    await eventually(lambda: _executes(run))
+    async with workflows._connection() as conn:
+        await conn.execute(
+            b"UPDATE workflows SET paused_at = clock_timestamp(), paused_for = (SELECT id FROM workflow_budgets)"
+        )
+    shown = await page.json(f"api/runs/{run.id}")
+    assert (shown["run"]["paused_by_budget"], shown["run"]["paused_at"] is None) == (True, False)
+    answer = await page.act(f"api/runs/{run.id}/add_budget", {"budget": None, "usd": "2.50", "tokens": 5})
+    assert answer.json() == {
+        "run": run.id,
+        "message": "the run's budget: $0.00 of $3.50 spent; 0 of 15 tokens spent",
+    }
+    summary = await workflows.query.get_run(run.id)
+    assert (summary.paused_at, summary.paused_by_budget) == (None, False)
+
+
+async def _executes(run: Run) -> bool:
+    return (await run.status()).states()["only"] == "executing"
+
+
+async def test_a_double_click_adds_once(workflows: Baton, page: Visitor) -> None:
+    run = await workflows.insert(on_budgets(Budget(usd=1), Budget(key="day", usd=1)))
+    path = f"api/runs/{run.id}/add_budget"
+    same = {"headers": {"Idempotency-Key": "click"}}
+    first, second = await asyncio.gather(
+        page.act(path, {"usd": "2"}, **same), page.act(path, {"usd": "2"}, **same)
+    )
+    assert sorted(first.json()["message"].split(", ")[1:] + second.json()["message"].split(", ")[1:]) == [
+        "added a moment ago"
+    ]
+    await page.act(path, {"usd": "2", "budget": "day"}, **same)
+    await page.act(path, {"usd": "2"}, headers={"Idempotency-Key": "another"})
+    assert [one.usd.added for one in await workflows.budgets.for_run(run)] == [4, 2]
+
+
+async def test_a_limit_that_a_budget_does_not_have_is_not_added_to(workflows: Baton, page: Visitor) -> None:
+    run = await workflows.insert(on_budgets(Budget(usd=1)))
+    answer = await page.act(f"api/runs/{run.id}/add_budget", {"calls": 5})
+    assert answer.status_code == 400
+    assert "calls" in answer.json()["error"]
 
 
 # --- what it streams -------------------------------------------------------------------------------

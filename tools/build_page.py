@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "ui"
 TARGET = ROOT / "src" / "baton" / "web" / "static" / "ui.html"
 SCRIPTS = (
-    "dom", "format", "states", "api", "live", "router", "shell", "json", "graph", "panel", "table", "timeline",
+    "dom", "format", "states", "api", "live", "router", "shell", "json", "graph", "panel", "costs", "table", "timeline",
     "runs", "run", "keyboard", "main",
 )  # fmt: skip
 

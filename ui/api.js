@@ -8,7 +8,7 @@ class ApiError extends Error {
   }
 }
 
-const session = { user: "", actions: new Set(), csrf: "", version: "" };
+const session = { user: "", actions: new Set(), prompts: false, csrf: "", version: "" };
 
 async function request(path, options) {
   let response;
@@ -55,12 +55,15 @@ const api = {
   steps: (id, params, signal) => getJson(runPath(id, "/steps"), params, signal),
   step: (id, position, signal) => getJson(runPath(id, `/steps/${position}`), null, signal),
   stream: (id, position, params, signal) => getJson(runPath(id, `/steps/${position}/stream`), params, signal),
+  calls: (id, position, params, signal) => getJson(runPath(id, `/steps/${position}/calls`), params, signal),
+  prompts: (id, position, params, signal) => getJson(runPath(id, `/steps/${position}/prompts`), params, signal),
+  models: (id, signal) => getJson(runPath(id, "/models"), null, signal),
   resultPath: (id, position) => runPath(id, `/steps/${position}/result`),
   result: async (id, position) => (await request(api.resultPath(id, position))).text(),
   async act(id, verb, body) {
     const response = await request(runPath(id, `/${verb}`), {
       method: "POST",
-      // The key makes a click that is sent twice one re-run.
+      // The key makes a click that is sent twice one re-run, and one addition to a budget.
       headers: { "Content-Type": "application/json", "X-Baton-CSRF": session.csrf, "Idempotency-Key": randomKey() },
       body: JSON.stringify(body),
     });

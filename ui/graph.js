@@ -315,7 +315,7 @@ class Graph {
     put("total", total, (text) => { parts.total.textContent = text; });
     put("label", box.label, (text) => { parts.label.textContent = fitText(text, room - measure(total, SUB_FONT) - 8, LABEL_FONT); });
     const words = ["executing", "discarded", "retryable", "cancelled", "available", "scheduled", "held"].filter((state) => counts.get(state)).slice(0, 2).map((state) => `${count(counts.get(state))} ${state}`);
-    const sub = words.join(" · ") || "all completed";
+    const sub = [words.join(" · ") || "all completed", costWords(record.state?.usage)].filter(Boolean).join(" · ");
     put("sub", sub, (text) => { parts.sub.textContent = fitText(text, box.width - 52, SUB_FONT); });
     put("failed", Boolean(counts.get("discarded")), (yes) => parts.g.classList.toggle("has-failed", yes));
     put("bar", [...counts].flat().join(), () => this.paintSegments(parts.bar, counts, box));
@@ -780,14 +780,14 @@ function stepWords(step) {
     case "executing": {
       if (step.cancel_requested_at) return "cancelling";
       const share = progressShare(step);
-      return join(ticking(clock.now() - time(step.started_at)), share === null ? step.progress && count(round(step.progress.done)) : `${Math.floor(share * 100)} %`, attempt, step.progress?.message);
+      return join(ticking(clock.now() - time(step.started_at)), share === null ? step.progress && count(round(step.progress.done)) : `${Math.floor(share * 100)} %`, attempt, costWords(step.usage), step.progress?.message);
     }
     case "retryable": return join(`tries again ${ago(time(step.scheduled_at))}`, `attempt ${step.attempt} of ${step.max_attempts} failed`);
     case "scheduled": return step.snoozed ? `snoozed, runs ${ago(time(step.scheduled_at))}` : `runs ${ago(time(step.scheduled_at))}`;
     case "available": return join("waits for a worker", attempt);
     case "held": return step.waiting_on ? `waits for ${plural(step.waiting_on, "step")}` : "held";
-    case "completed": return join(stepTime(step), attempt);
-    case "discarded": return join(step.attempt > 1 ? `failed ${step.attempt} times` : "failed", stepTime(step));
+    case "completed": return join(stepTime(step), costWords(step.usage), attempt);
+    case "discarded": return join(step.attempt > 1 ? `failed ${step.attempt} times` : "failed", stepTime(step), costWords(step.usage));
     case "cancelled": return step.started_at ? join("cancelled", stepTime(step)) : "cancelled, never ran";
     default: return step.state;
   }

@@ -46,6 +46,11 @@ class Panel {
     content.load();
   }
 
+  showCost() {
+    if (this.content?.cost) return;
+    this.replace(new CostPanel(this.run));
+  }
+
   /** States that changed, by position and by box. */
   change(steps, boxes) {
     this.content?.change(steps, boxes);
@@ -76,6 +81,8 @@ class StepPanel {
     this.lookAgain = throttle(1500, () => this.load());
     this.abort = new AbortController();
     this.stream = null;
+    this.calls = null;
+    this.prompts = null;
     this.element = h("div", {}, panelHead(h("h2", { text: " " }), null, () => run.select(null)), skeleton(6, "lines"));
   }
 
@@ -84,6 +91,8 @@ class StepPanel {
     this.reload.stop();
     this.lookAgain.stop();
     this.stream?.stop();
+    this.calls?.stop();
+    this.prompts?.stop();
   }
 
   async load() {
@@ -111,6 +120,7 @@ class StepPanel {
     if (!same) this.reload();
     this.drawProgress();
     this.stream?.grow(now.attempt, now.chunks);
+    if (now.usage) this.drawUsage();
   }
 
   allowed() {
@@ -131,10 +141,11 @@ class StepPanel {
       panelHead(name(step.name, { class: "step-name" }), h("div", { class: "row wrap" }, stateTag(step.state),
         step.cancel_requested_at && !SETTLED.has(step.state) ? h("span", { class: "muted", text: "cancel requested" }) : null,
         h("span", { class: "muted", text: ["executing", "completed"].includes(step.state) ? "" : MEANINGS.get(step.state) ?? "" })), () => this.run.select(null)),
-      ...[this.why(), this.progress, this.actions(), this.timeLine, this.errors(open, first), this.streamPart(), this.resultPart(), this.argumentsPart(),
+      ...[this.why(), this.progress, this.actions(), this.timeLine, this.errors(open, first), this.streamPart(), this.usagePart(), this.promptsPart(), this.resultPart(), this.argumentsPart(),
         this.links("Depends on", step.dependencies, step.dependencies_count), this.links("Needed by", step.dependents, step.dependents_count)].filter(Boolean));
     this.drawFacts();
     this.drawProgress();
+    this.drawUsage();
   }
 
   why() {
@@ -226,6 +237,30 @@ class StepPanel {
     this.stream ??= new StreamBox(this.run.id, step.position);
     this.stream.grow(step.attempt, step.chunks);
     return section("Stream", this.stream.count, this.stream.element);
+  }
+
+  usagePart() {
+    this.usage = h("div", { class: "panel-part", hidden: true });
+    return this.usage;
+  }
+
+  drawUsage() {
+    const { usage } = this.step;
+    if (!this.usage || !usage) return;
+    this.calls ??= new ModelCalls(this.run.id, this.position);
+    this.calls.grow(usage.calls);
+    const shown = JSON.stringify(usage);
+    if (this.usage.dataset.shown === shown) return;
+    this.usage.dataset.shown = shown;
+    this.usage.hidden = false;
+    this.usage.replaceChildren(h("div", { class: "part-head" }, h("h3", { text: "Models" }), h("span", { class: "grow" }), h("b", { class: "num", title: exactCost(usage.cost_usd), text: costWords(usage) })),
+      h("dl", { class: "facts inner" }, usageFacts(usage)), this.calls.element);
+  }
+
+  promptsPart() {
+    if (!this.step.captured) return null;
+    this.prompts ??= new Prompts(this.run.id, this.position);
+    return section("Prompts", h("span", { class: "muted", text: "captured, without secrets" }), this.prompts.element);
   }
 
   resultPart() {
@@ -364,7 +399,7 @@ class GroupPanel {
       panelHead(name(box.label, { class: "step-name" }), h("div", { class: "row wrap" }, h("span", { class: "muted", text: `${plural(box.total, "step")} that are alike` })), () => run.select(null)),
       h("div", { class: "panel-progress" }, this.bar.element),
       h("div", { class: "row wrap actions" }, h("button", { class: "button small primary", on: { click: () => run.unfold(box.id) } }, icon("graph"), "Unfold in the graph")),
-      h("dl", { class: "facts" }, fact("Function", h("code", { dir: "auto", text: box.function ?? "–" }))),
+      this.facts = h("dl", { class: "facts" }),
       section("Steps", null, this.chips, this.list, this.foot));
   }
 
@@ -385,6 +420,8 @@ class GroupPanel {
     const counts = toMap(this.run.boxes.get(this.box.id)?.counts);
     if (!this.picked && counts.get("discarded")) this.state = "discarded";
     this.bar.update(counts, this.box.total, `${this.box.label}: ${count(this.box.total)} steps`);
+    const usage = this.run.boxes.get(this.box.id)?.usage;
+    this.facts.replaceChildren(fact("Function", h("code", { dir: "auto", text: this.box.function ?? "–" })), ...(usage ? usageFacts(usage) : []));
     this.chips.replaceChildren(...["", ...STEP_STATES].filter((state) => !state || counts.get(state)).map((state) =>
       h("button", { class: `chip pick ${state ? stateClass(state) : ""}`, "aria-pressed": String(state === this.state), on: { click: () => this.pick(state) } },
         state ? icon(state) : null, h("span", { text: state ? capital(state) : "All" }), h("b", { class: "num", text: count(state ? counts.get(state) : this.box.total) }))));

@@ -11,6 +11,8 @@ class RunView {
     this.steps = new Map();
     this.counts = new Map();
     this.groups = [];
+    this.usage = null;
+    this.budgets = [];
     this.expand = this.expandOf(router.route);
     this.position = null;
     this.early = null;
@@ -84,16 +86,17 @@ class RunView {
     if (this.stage.firstChild !== element) this.stage.replaceChildren(element);
     this.view.update?.();
     const step = params.get("step");
-    this.show(/^\d{1,9}$/.test(step ?? "") ? Number(step) : null, params.get("group"));
+    this.show(/^\d{1,9}$/.test(step ?? "") ? Number(step) : null, params.get("group"), params.has("cost"));
   }
 
-  show(position, group) {
+  show(position, group, cost) {
     this.position = position;
     const box = group ? this.layout.boxes.find(({ id }) => id === group) : null;
     if (position !== null) this.panel.showStep(position);
     else if (box?.group) this.panel.showGroup(box);
+    else if (cost) this.panel.showCost();
     else this.panel.clear();
-    this.element.classList.toggle("with-panel", position !== null || Boolean(box));
+    this.element.classList.toggle("with-panel", position !== null || Boolean(box) || cost);
     this.views.graph.select(position === null ? box?.id ?? null : this.boxOf(position));
     this.views.table.mark(position);
     this.views.timeline.mark(position);
@@ -129,6 +132,8 @@ class RunView {
     this.layout = { ...found.layout, boxes: found.layout.boxes };
     this.groups = found.groups ?? [];
     this.counts = toMap(found.counts);
+    this.usage = found.usage;
+    this.budgets = found.budgets ?? [];
     this.boxes = toMap(found.boxes);
     this.byPosition = new Map(this.layout.boxes.filter((box) => !box.group).map((box) => [box.position, box]));
     this.steps = new Map([...this.byPosition].map(([position, box]) => [position, this.boxes.get(box.id)]));
@@ -154,8 +159,10 @@ class RunView {
     else if (this.layout) this.change(change);
   }
 
-  change({ run, counts, boxes }) {
+  change({ run, counts, boxes, usage, budgets }) {
     this.run = run;
+    this.usage = usage;
+    this.budgets = budgets ?? [];
     this.counts = toMap(counts);
     const changed = toMap(boxes);
     const steps = new Map();
@@ -194,13 +201,13 @@ class RunView {
   // What people do
 
   pick(box) {
-    if (!box) router.go(router.with({ step: null, group: null }), { replace: true });
-    else if (box.group) router.go(router.with({ step: null, group: box.id }), { replace: this.panel.content !== null });
+    if (!box) router.go(router.with({ step: null, group: null, cost: null }), { replace: true });
+    else if (box.group) router.go(router.with({ step: null, group: box.id, cost: null }), { replace: this.panel.content !== null });
     else this.select(box.position);
   }
 
   select(position) {
-    router.go(router.with({ step: position === null ? null : String(position), group: null }), { replace: this.panel.content !== null });
+    router.go(router.with({ step: position === null ? null : String(position), group: null, cost: null }), { replace: this.panel.content !== null });
   }
 
   unfold(id) {
@@ -268,12 +275,14 @@ class RunHead {
     this.legend = h("div", { class: "legend" });
     this.buttons = h("div", { class: "row actions" });
     this.banners = h("div", { class: "banners" });
+    this.budgets = h("div", { class: "budgets" });
     this.element = h("header", { class: "run-head" },
       h("div", { class: "run-line" },
         h("nav", { class: "crumbs", "aria-label": "Where you are" }, link(address("."), { text: "Runs" }), h("span", { class: "muted", "aria-hidden": "true", text: "/" })),
         h("h1", {}, this.title), this.mood, h("span", { class: "grow" }), this.buttons),
       this.meta,
       h("div", { class: "run-line progress-line" }, this.bar.element, this.legend),
+      this.budgets,
       this.banners);
   }
 
@@ -291,6 +300,7 @@ class RunHead {
     this.bar.update(counts, run.steps, `${run.steps - run.unsettled} of ${run.steps} steps done`);
     this.drawLegend(counts);
     this.drawMeta(run);
+    this.drawBudgets(run);
     this.drawBanners(run);
     this.drawActions(run);
     this.tick(true);
@@ -312,12 +322,15 @@ class RunHead {
   }
 
   drawMeta(run) {
-    this.once("meta", [run.id, run.key, run.generation, run.rerun_of, run.finished_at, run.steps], () => {
+    const { usage } = this.view;
+    const words = usage ? [costWords(usage), tokenWords(usage)].filter(Boolean).join(" · ") : "";
+    this.once("meta", [run.id, run.key, run.generation, run.rerun_of, run.finished_at, run.steps, words, usage?.cost_usd], () => {
       const item = (label, ...value) => h("span", { class: "meta-item" }, h("span", { class: "muted", text: label }), ...value);
       this.meta.replaceChildren(...[
         item("Id", h("code", { title: run.id, class: "cut", text: run.id }), copyButton(() => run.id, "Copy the id")),
         run.key ? item("Key", name(run.key, { class: "chip", title: run.key })) : null,
         item(run.finished_at ? "Took" : "Running for", this.took),
+        usage ? item("Models", link(router.with({ cost: "1", step: null, group: null }), { class: "num cost-link", title: exactCost(usage.cost_usd), text: words })) : null,
         item("Inserted", timeTag(run.inserted_at)),
         run.finished_at ? item("Ended", timeTag(run.finished_at)) : null,
         run.generation > 1 ? item("Retried", h("span", { class: "num", text: plural(run.generation - 1, "time") })) : null,
@@ -326,12 +339,20 @@ class RunHead {
     });
   }
 
+  drawBudgets(run) {
+    const { budgets } = this.view;
+    this.once("budgets", [budgets, run.state, session.actions.has("add_budget")], () => {
+      this.budgets.replaceChildren(...budgets.map((budget) => budgetView(this.view, budget, false)));
+    });
+  }
+
   drawBanners(run) {
-    this.once("banners", [run.state, run.paused_at, run.cancel_requested_at, run.cancel_reason, run.deadline_at], () => {
+    this.once("banners", [run.state, run.paused_at, run.paused_by_budget, run.cancel_requested_at, run.cancel_reason, run.deadline_at], () => {
       const live = run.state === "executing";
       const banner = (kind, state, ...children) => h("div", { class: `banner ${kind}` }, icon(state), h("span", { dir: "auto" }, ...children));
       this.banners.replaceChildren(...[
-        live && run.paused_at ? banner("s-paused", "paused", "Paused ", timeTag(run.paused_at), ". What runs finishes; nothing more starts until it is resumed.") : null,
+        live && run.paused_at && run.paused_by_budget ? banner("s-paused", "paused", "Paused ", timeTag(run.paused_at), ", as its budget is exhausted. It goes on when something is added to that.") : null,
+        live && run.paused_at && !run.paused_by_budget ? banner("s-paused", "paused", "Paused ", timeTag(run.paused_at), ". What runs finishes; nothing more starts until it is resumed.") : null,
         live && run.cancel_requested_at ? banner("s-cancelled", "cancelled", "Being cancelled", run.cancel_reason ? `: ${run.cancel_reason}` : "", ". Steps that run now are asked to stop.") : null,
         !live && run.state === "cancelled" && run.cancel_reason ? banner("s-cancelled", "cancelled", `Cancelled: ${run.cancel_reason}`) : null,
         live && run.deadline_at ? banner("s-scheduled", "scheduled", "Must have finished ", timeTag(run.deadline_at), ", or it is cancelled.") : null,
@@ -341,13 +362,13 @@ class RunHead {
 
   drawActions(run) {
     const allowed = (verb) => session.actions.has(verb);
-    this.once("actions", [run.state, run.paused_at, run.cancel_requested_at, run.failed, [...session.actions]], () => {
+    this.once("actions", [run.state, run.paused_at, run.paused_by_budget, run.cancel_requested_at, run.failed, [...session.actions]], () => {
       const live = run.state === "executing";
       const { view } = this;
       const button = (verb, label, question = null, kind = "") => h("button", { class: `button ${kind}`, "data-verb": verb, on: { click: () => view.act(verb, {}, question) } }, icon(verb), label);
       this.buttons.replaceChildren(...[
         live && !run.paused_at && allowed("pause") ? button("pause", "Pause") : null,
-        live && run.paused_at && allowed("resume") ? button("resume", "Resume", null, "primary") : null,
+        live && run.paused_at && allowed("resume") ? button("resume", "Resume", null, run.paused_by_budget ? "" : "primary") : null,
         !live && run.failed && allowed("retry") ? button("retry", "Retry failed", null, "primary") : null,
         !live && allowed("rerun") ? button("rerun", "Re-run", { title: "Run all of it again?", text: "A new run begins, from the first step. This one stays as it is.", verb: "Re-run" }) : null,
         live && !run.cancel_requested_at && allowed("cancel") ? button("cancel", "Cancel", { title: "Cancel this run?", text: "What runs is asked to stop, what waits never starts. Results of completed steps are kept.", verb: "Cancel run", danger: true, reason: true }) : null,

@@ -3,7 +3,7 @@
 const TABLE_PAGE = 100;
 const COLUMNS = [
   { title: "Step", sort: "position" }, { title: "State" }, { title: "Attempt" }, { title: "Started", sort: "started_at" },
-  { title: "Duration", sort: "duration" }, { title: "Note" },
+  { title: "Duration", sort: "duration" }, { title: "Cost" }, { title: "Note" },
 ];
 
 class Table {
@@ -111,6 +111,7 @@ class Table {
 
   drawChips() {
     const { state } = this.query();
+    this.table.classList.toggle("free", !this.run.usage);
     const counts = this.run.counts;
     const total = [...counts.values()].reduce((sum, value) => sum + value, 0);
     const shown = ["", ...STEP_STATES].filter((each) => !each || counts.get(each) || each === state);
@@ -154,8 +155,9 @@ class StepRow {
     this.attempt = h("td", { class: "c-attempt num" });
     this.started = h("td", { class: "c-started muted" });
     this.took = h("td", { class: "c-duration num" });
+    this.cost = h("td", { class: "c-cost num" });
     this.note = h("td", { class: "c-note" });
-    this.element = h("tr", {}, h("td", { class: "c-step" }, this.link, this.function), this.state, this.attempt, this.started, this.took, this.note);
+    this.element = h("tr", {}, h("td", { class: "c-step" }, this.link, this.function), this.state, this.attempt, this.started, this.took, this.cost, this.note);
     this.element.addEventListener("click", (event) => {
       if (!event.target.closest("a") && getSelection().isCollapsed) run.select(step.position);
     });
@@ -171,6 +173,8 @@ class StepRow {
     if (before?.state !== step.state) this.state.replaceChildren(stateTag(step.state));
     setText(this.attempt, step.attempt ? `${step.attempt}/${step.max_attempts}` : "–");
     if (before?.started_at !== step.started_at || !before) this.started.replaceChildren(timeTag(step.started_at));
+    setText(this.cost, costWords(step.usage));
+    setAttr(this.cost, "title", step.usage ? exactCost(step.usage.cost_usd) : null);
     this.drawNote();
     this.tick(true);
   }

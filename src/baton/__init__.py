@@ -231,8 +231,8 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
-    "Totals": "baton._totals",
     "Usage": "baton._usage",
+    "Totals": "baton._totals",
     "pricing": "baton.pricing",
     "stats": "baton.stats",
 }

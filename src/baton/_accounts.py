@@ -76,6 +76,7 @@ class Entry:
         cost: In USD, where the step said so itself.
         key: Of the stored call, of those made with `once`.
         reservation: What was reserved for it with the run's budgets.
+        asked_for: The model of the request, where that is known beside the answer's.
         price: What it cost, once `is_priced`; None is unknown.
         age: Since when, for the database to count back from its own clock.
     """
@@ -85,6 +86,7 @@ class Entry:
     cost: Decimal | None = None
     key: str | None = None
     reservation: UUID | None = None
+    asked_for: str | None = None
     id: UUID = field(default_factory=uuid7)
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.monotonic)

@@ -65,6 +65,19 @@ def record_usage(
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _accounts("baton.record_usage()")
+    return record_for(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
+
+
+def record_for(
+    accounts: Accounts,
+    response: object,
+    *,
+    model: str | None = None,
+    provider: str | None = None,
+    cost: object = None,
+    latency: float | None = None,
+) -> Usage:
+    """Record what a call used, of an attempt that is named; see `record_usage`."""
     usage, entries = read_entries(
         accounts, response, model=model, provider=provider, cost=cost, latency=latency
     )
@@ -259,7 +272,7 @@ async def _make[T](
     if not under_way.is_recorded:
         entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
         for entry in entries:
-            entry.key = key
+            entry.key, entry.asked_for = key, asked_for
     if entries:
         accounts.settle(entries, reservation)
     else:

@@ -149,33 +149,35 @@ def read_cost(response: object) -> Decimal | None:
     """What the caller says a call cost: `cost_usd` of a dict with `KEYS`. None if that is not there, or None.
 
     Raises:
-        InvalidUsage: It is no amount from 0 up, or a float, which is never exactly what was meant.
+        InvalidUsage: It is no amount from 0 up.
     """
     cost = response.get("cost_usd") if isinstance(response, Mapping) else None
     return None if cost is None else checked_cost(cost)
 
 
 def checked_cost(cost: object) -> Decimal:
-    """A cost in dollars, from a Decimal, a whole number or a text.
+    """A cost in dollars, from a Decimal, a whole number, a text, or a float, which is what it is written as: 0.1 is 0.1.
 
     Raises:
-        InvalidUsage: It is no amount from 0 up, or a float.
+        InvalidUsage: It is no amount from 0 up.
     """
+    if isinstance(cost, float):
+        cost = repr(cost)
     if isinstance(cost, (Decimal, int, str)) and not isinstance(cost, bool):
         try:
             amount = Decimal(cost)
-        except InvalidOperation:
+        except (InvalidOperation, ValueError):
             amount = Decimal("NaN")
         # PostgreSQL's numeric holds more; nothing costs it.
         if (
             amount.is_finite()
             and amount >= 0
-            and -100 < amount.adjusted() < 100
+            and abs(amount.adjusted()) < 100
             and len(amount.as_tuple().digits) < 100
         ):
             return amount
     raise InvalidUsage(
-        f"a cost of {cost!r} cannot be; give dollars from 0 up as a Decimal, a whole number or a text such as '0.0125'"
+        f"a cost of {str(cost)[:80]!r} cannot be; give dollars from 0 up as a Decimal, a number or a text such as '0.0125'"
     )
 
 

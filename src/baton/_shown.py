@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+def moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
     """A time, or how long ago it was; without a zone, it is this computer's."""
     if value is None:
         return None
@@ -47,10 +47,10 @@ def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None)
 @click.option(
     "--since",
     metavar="TIME",
-    callback=_moment,
+    callback=moment,
     help="Only those inserted at this time or later; 2h is two hours ago.",
 )
-@click.option("--until", metavar="TIME", callback=_moment, help="Only those inserted before this time.")
+@click.option("--until", metavar="TIME", callback=moment, help="Only those inserted before this time.")
 @click.option("--before", metavar="RUN", help="Only those older than this run: the last of the page before.")
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most."

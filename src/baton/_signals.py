@@ -81,6 +81,7 @@ def called(entry: Entry) -> None:
         "call_key": entry.key,
         "provider": usage.provider,
         "model": usage.model,
+        "requested_model": entry.asked_for,
         "service_tier": usage.service_tier,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,

@@ -26,18 +26,25 @@ from rich.table import Table
 from rich.text import Text
 
 from baton import (
+    DayCost,
     Explanation,
+    LabelCost,
+    ModelCost,
     Progress,
     RunExplanation,
     RunState,
     RunStatus,
     RunSummary,
+    StepCost,
+    StepsCost,
     StepState,
     StepStatus,
     Totals,
     doctor,
 )
 from baton._error_line import error_line
+
+type CostRow = StepCost | ModelCost | LabelCost | StepsCost | DayCost
 
 _NARROWEST = 8
 
@@ -280,6 +287,44 @@ def diagnosed(found: Sequence[doctor.Finding], *, verbose: bool) -> Iterator[str
         if counts[level]
     ]
     yield f"{checks} checks: {' and '.join(wrong) or 'nothing is wrong'}"
+
+
+def costs_table(console: Console, total: Totals, rows: Sequence[CostRow]) -> RenderableType:
+    """What calls of models came to, a line each, and below what all of them did."""
+    about = [_cost_of(row) for row in rows] or [{"": ""}]
+    titles = [*about[0], "calls", "input", "output", "cost"]
+    cells = [
+        [Text(text) for text in (*names.values(), *_figures(row.totals))]
+        for names, row in zip(about, rows, strict=False)
+    ]
+    names = len(titles) - 4
+    cells.append([Text(text, style="bold") for text in ("all", *[""] * (names - 1), *_figures(total))])
+    return _table(console, titles, cells, narrow=range(names), one_row=True, right=range(names, len(titles)))
+
+
+def _cost_of(row: CostRow) -> dict[str, str]:
+    """What a line of costs is about, by the titles of its columns."""
+    match row:
+        case StepCost():
+            model = _model(row.provider, row.model)
+            return {"step": safe(row.step), "attempt": str(row.attempt), "model": model}
+        case ModelCost():
+            return {"model": _model(row.provider, row.model)}
+        case LabelCost():
+            return {"label": safe(row.label)}
+        case StepsCost():
+            return {"label": safe(row.label), "step": safe(row.step)}
+        case DayCost():
+            return {"day": f"{row.day:%Y-%m-%d}"}
+
+
+def _model(provider: str | None, model: str | None) -> str:
+    return safe(f"{provider}/{model or '?'}" if provider else model or "?")
+
+
+def _figures(totals: Totals) -> list[str]:
+    tokens = (totals.input_tokens, totals.output_tokens)
+    return [f"{totals.calls:,}", *("?" if one is None else f"{one:,}" for one in tokens), totals.cost_text]
 
 
 def _table(

@@ -141,13 +141,13 @@ class Baton:
         interval: float = 60.0,
         prune: bool = False,
         prune_limit: int = 10_000,
+        debug: bool = False,
+        redact: Hook | None = None,
         debug_log_max_age: float | None = None,
         stats_max_age: float | None = None,
         on_finished: OnFinished | None = None,
         consumer: str = "app",
         pricing: Pricing | None = None,
-        debug: bool = False,
-        redact: Hook | None = None,
     ) -> None:
         if (dsn is None) == (oban is None):
             raise InvalidOption(

@@ -13,16 +13,19 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from oban.job import Job
 from psycopg import AsyncConnection
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
 from baton import _dollars, _store
+from baton._calls import record_for
 from baton._declare import Ref
 from baton._engine import Engine
-from baton._totals import Totals
+from baton._step import attempt_of
+from baton._totals import TOKENS, Totals
 from baton._usage import Usage
-from baton.errors import InvalidOption, QueryTimeout, RunNotFound
+from baton.errors import InvalidOption, NoWorkflow, QueryTimeout, RunNotFound
 from baton.pricing import Price, Pricing, price_of
 from baton.query import _aware, _beginning, _check_range, _id, _id_option, _text
 
@@ -37,7 +40,6 @@ _MOST_CALLS = 1_000
 _MOST_ROWS = 10_000
 # Repriced in one statement.
 _BATCH = 1_000
-_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,35 @@ class DayCost:
     totals: Totals
 
 
+def record(job: Job, usage: object, *, cost: Decimal | int | str | float | None = None) -> Usage:
+    """Record what a call of a model used that a job made; for worker classes, which have the job at hand.
+
+        async def process(self, job):
+            answer = await client.messages.create(...)
+            stats.record(job, answer)
+
+    The same as `baton.record_usage`, and like that it does not wait.
+
+    Args:
+        job: The job that this process is running, as `process` got it.
+        usage: What `record_usage` takes: a provider's answer, a `Usage`, or a dict with the keys of `llm_usage`.
+        cost: What it cost in USD, where that is known better than from a table of prices.
+
+    Returns:
+        What was read.
+
+    Raises:
+        InvalidUsage: Nothing that was used can be read from it.
+        NoWorkflow: The job is no step's of a workflow, or is not running here.
+    """
+    attempt = attempt_of(job)
+    if attempt is None or attempt.accounts is None:
+        raise NoWorkflow(
+            f"job {job.id} is not the job of a workflow's step that runs here; usage is recorded of steps, while they run"
+        )
+    return record_for(attempt.accounts, usage, cost=cost)
+
+
 class Stats:
     """Reads what calls of models used and cost. `baton.stats` is one; it works while its Baton does.
 
@@ -168,6 +199,8 @@ class Stats:
         self._prefix = prefix
         self._engine = engine
         self._pricing = pricing
+
+    record = staticmethod(record)
 
     # --- runs ---------------------------------------------------------------------------------------
 
@@ -294,11 +327,17 @@ class Stats:
         from_: datetime | None = None,
         to: datetime | None = None,
         *,
+        run_id: str | UUID | None = None,
         name_prefix: str = "",
         limit: int = _MOST_ROWS,
     ) -> tuple[ModelCost, ...]:
-        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last."""
-        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit)
+        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last.
+
+        Args:
+            run_id: Only the calls of this run.
+            limit: 1 to 10,000.
+        """
+        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit, run_id)
         return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def cost_by_label(
@@ -384,9 +423,15 @@ class Stats:
         to: datetime | None,
         name_prefix: str,
         limit: int = 1,
+        run_id: str | UUID | None = None,
     ) -> list[dict[str, Any]]:
         _check_range("limit", limit, _MOST_ROWS)
-        asked = {**_between(from_, to), "name_prefix": _beginning(name_prefix), "limit": limit}
+        asked = {
+            **_between(from_, to),
+            "run_id": None if run_id is None else _id_option("run_id", run_id),
+            "name_prefix": _beginning(name_prefix),
+            "limit": limit,
+        }
         async with self._reading("a report", _REPORT_SECONDS) as conn:
             return await self._rows(conn, name, asked)
 
@@ -444,7 +489,7 @@ def _usage(row: Mapping[str, Any]) -> Usage:
         provider=row["provider"],
         service_tier=row["service_tier"],
         units=row["units"],
-        **{kind: row[kind] for kind in _TOKENS},
+        **{kind: row[kind] for kind in TOKENS},
     )
 
 

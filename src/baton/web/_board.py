@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import psycopg_pool
@@ -24,6 +24,7 @@ import psycopg_pool
 from baton import (
     Baton,
     BatonError,
+    BudgetStatus,
     Graph,
     Layout,
     Run,
@@ -36,9 +37,6 @@ from baton import (
 from baton._totals import moved
 from baton.web import _shapes
 from baton.web._errors import Refused
-
-if TYPE_CHECKING:
-    from baton import BudgetStatus
 
 logger = logging.getLogger("baton.web")
 
@@ -176,7 +174,7 @@ class _About:
 
     run: RunSummary
     usage: Totals | None = None
-    budgets: tuple["BudgetStatus", ...] = ()
+    budgets: tuple[BudgetStatus, ...] = ()
 
     @property
     def json(self) -> bytes:
@@ -283,6 +281,7 @@ class Board:
         self._views: OrderedDict[tuple[str, ...], View] = OrderedDict()
         self._making = asyncio.Lock()
         self._models = _Models(baton, run)
+        self._budgets_seen = asyncio.Event()
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever waited for it may have gone.
         self._first.add_done_callback(asyncio.Future.exception)
@@ -292,6 +291,7 @@ class Board:
         """Wait for the first look at the run; raises what that raised."""
         async with asyncio.timeout(_PATIENCE):
             await asyncio.shield(self._first)
+            await self._budgets_seen.wait()
 
     def close(self) -> asyncio.Task[None]:
         """Stop following; whoever looks is told that it is over."""
@@ -363,27 +363,25 @@ class Board:
 
     async def _follow_budgets(self) -> None:
         """Look at the run's budgets, if it has any: it draws on those that it was inserted with, and on no others."""
-        seen: RunSummary | None = None
-        while True:
-            try:
-                await asyncio.shield(self._first)
-                assert self._about is not None
-                # Of a run that has ended, what is settled late is seen with the next change of it.
-                live, run = self._about.run.finished_at is None, self._about.run
-                if self.users and (live or run != seen):
-                    if not hasattr(self._baton, "budgets"):
-                        return
-                    budgets = await self._baton.budgets.for_run(run.id)
-                    if not budgets:
-                        return
-                    seen = run
+        await asyncio.wait({self._first})
+        seen: tuple[RunSummary, Totals | None] | None = None
+        while not self.over and self._about is not None:
+            now = self._about.run, self._about.usage
+            # Of a run that has ended, what is settled late is seen with what was spent late.
+            if self.users and (self._about.run.finished_at is None or now != seen):
+                try:
+                    budgets = await self._baton.budgets.for_run(self._run.id)
+                except (BatonError, OSError, psycopg.Error, psycopg_pool.PoolTimeout) as error:
+                    logger.info("the budgets of run %s could not be read: %s", self._run.id, error)
+                else:
+                    seen = now
                     if budgets != self._about.budgets:
                         self._tell(replace(self._about, budgets=budgets), ())
-            except (BatonError, OSError, psycopg.Error, psycopg_pool.PoolTimeout) as error:
-                if self.over:
-                    return
-                logger.info("the budgets of run %s could not be read: %s", self._run.id, error)
+                    if not budgets:
+                        break
+                self._budgets_seen.set()
             await asyncio.sleep(_BUDGET_SECONDS)
+        self._budgets_seen.set()
 
     async def _follow(self) -> None:
         try:
@@ -418,6 +416,7 @@ class Board:
 
     def _end(self) -> None:
         self.over = True
+        self._budgets_seen.set()
         if not self._first.done():
             self._first.set_exception(Refused(503, "this run is not followed here any more; try again"))
         for view in self._views.values():

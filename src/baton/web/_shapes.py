@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from baton import (
+    BudgetLine,
+    BudgetStatus,
     ModelCall,
     ModelCost,
     RunState,
@@ -17,9 +19,6 @@ from baton import (
     _dollars,
 )
 from baton._error_line import error_line
-
-if TYPE_CHECKING:
-    from baton import BudgetStatus
 
 _LONGEST_ERROR = 300
 _LARGEST = 2**53 - 1
@@ -122,8 +121,13 @@ def call(made: ModelCall) -> dict[str, Any]:
     }
 
 
-def budget(status: "BudgetStatus") -> dict[str, Any]:
+def budget(status: BudgetStatus) -> dict[str, Any]:
     """A budget of a run: of each limit that it has, what is spent and set aside. Not whose else it is."""
+    lines: list[tuple[str, BudgetLine[Decimal] | BudgetLine[int]]] = [
+        ("usd", status.usd),
+        ("tokens", status.tokens),
+        ("calls", status.calls),
+    ]
     return {
         "key": status.key,
         "name": status.name,
@@ -134,18 +138,18 @@ def budget(status: "BudgetStatus") -> dict[str, Any]:
         "lines": [
             {
                 "kind": kind,
-                "total": show(line.total),
-                "spent": show(line.spent),
-                "reserved": show(line.reserved),
+                "total": _amount(line.total),
+                "spent": _amount(line.spent),
+                "reserved": _amount(line.reserved),
             }
-            for kind, line, show in (
-                ("usd", status.usd, money),
-                ("tokens", status.tokens, _number),
-                ("calls", status.calls, _number),
-            )
+            for kind, line in lines
             if line.total is not None
         ],
     }
+
+
+def _amount(value: Decimal | int) -> str | int | None:
+    return money(value) if isinstance(value, Decimal) else _number(value)
 
 
 def money(amount: Decimal | None) -> str | None:

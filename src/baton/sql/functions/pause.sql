@@ -9,8 +9,9 @@ BEGIN
   END IF;
   SELECT workflow.outcome INTO ended FROM /* schema */workflows AS workflow WHERE workflow.id = p_workflow;
   IF ended IS NULL THEN
-    UPDATE /* schema */workflows AS workflow SET paused_at = clock_timestamp()
-    WHERE workflow.id = p_workflow AND workflow.paused_at IS NULL;
+    -- One that a budget had paused stays paused from now on when something is added to that.
+    UPDATE /* schema */workflows AS workflow SET paused_at = coalesce(workflow.paused_at, clock_timestamp()), paused_for = NULL
+    WHERE workflow.id = p_workflow AND (workflow.paused_at IS NULL OR workflow.paused_for IS NOT NULL);
     UPDATE /* schema */oban_jobs AS job SET state = 'suspended'
     WHERE job.id IN (SELECT step.job_id FROM /* schema */workflow_nodes AS step
                      WHERE step.workflow_id = p_workflow AND step.state = 'released')
