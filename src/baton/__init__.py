@@ -231,7 +231,6 @@ _LAZY = {
     "Stats": "baton.stats",
     "StepCost": "baton.stats",
     "StepsCost": "baton.stats",
-    "Usage": "baton._usage",
     "Totals": "baton._totals",
     "pricing": "baton.pricing",
     "stats": "baton.stats",

@@ -6,8 +6,10 @@ from typing import Any, assert_type
 
 from oban.job import Job
 
+from baton import multi_model
 from baton._declare import AsyncStep, PlainStep, Ref, StepJob, step
 from baton._outcomes import Cancel, Snooze
+from baton.multi_model import FanOut
 from baton.workflow import Workflow
 
 
@@ -106,6 +108,32 @@ def options_keep_the_type() -> None:
     keywords.with_options(queue=3)  # E
     keywords.with_options(backoff=None)  # E
     plain.new()
+
+
+@step
+def join(answers: dict[str, list[str]]) -> int: ...
+
+
+def fan_outs_keep_the_type(job: Job) -> None:
+    workflow = Workflow("fan-out")
+    fan = multi_model.fan_out(workflow, "words", keywords, models=["a"], synthesize_with=join)
+    assert_type(fan, FanOut[list[str], Ref[int]])
+    workflow.add("count", count.new(fan.synthesis.result))
+    workflow.add("totals", totals.new(fan.arms["a"].result))
+    workflow.add("join", join.new(fan.results))
+    workflow.add("count2", count.new(fan.arms["a"].result))  # E
+    bare = multi_model.fan_out(workflow, "bare", keywords.new([]), models={"x": "a"})
+    assert_type(bare, FanOut[list[str], None])
+    workflow.add("count4", count.new(bare.synthesis.result))  # E
+    workers = multi_model.fan_out(workflow, "workers", job, models=["a"])
+    workflow.add("count3", count.new(workers.synthesis.result))
+    multi_model.fan_out(workflow, "none", keywords)  # E
+    multi_model.fan_out(workflow, "args", keywords, models=["a"], args=[1])  # E
+    multi_model.fan_out(workflow, "model", keywords, models=["a"], synthesize_model="b")  # E
+    multi_model.configure(workflow, {"x": 3})  # E
+    assert_type(multi_model.model_for("a"), str)
+    assert_type(multi_model.model_for(job, "a"), str)
+    multi_model.model_for(job)  # E
 
 
 @step(max_attempts="5")  # E
