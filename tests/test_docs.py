@@ -36,7 +36,21 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, debug, doctor, local, migration, otel, pricing, pydantic_ai, stats, telemetry, testing, web
+from baton import (
+    cli,
+    debug,
+    doctor,
+    local,
+    migration,
+    multi_model,
+    otel,
+    pricing,
+    pydantic_ai,
+    stats,
+    telemetry,
+    testing,
+    web,
+)
 from baton._step import Results
 from tests.kit.providers import Providers, Reply
 
@@ -309,6 +323,8 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     ("pricing.price_of", pricing.price_of),
     ("Pricing", None),
     ("PriceTable", None),
+    *_public_functions(multi_model),
+    *_public_methods("FanOut", multi_model.FanOut),
     ("doctor.Finding", None),
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),
