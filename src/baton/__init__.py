@@ -26,27 +26,50 @@ from baton.errors import BatonError
 from baton.workflow import Workflow
 
 if TYPE_CHECKING:
-    from oban import (worker)
+    from oban import worker
+
+    from baton import (
+        debug,
+        doctor,
+        errors,
+        events,
+        migration,
+        multi_model,
+        otel,
+        pricing,
+        stats,
+        telemetry,
+        testing,
+    )
     from baton import web as web
-    from baton import (debug, doctor, errors, events, migration, multi_model, otel, pricing, stats, telemetry, testing)
-    from baton._calls import (call_llm, once, record_usage)
-    from baton._fold import (Group)
-    from baton._layout import (Box, Edge, Layout)
-    from baton._llm import (LLMWorker)
-    from baton._progress import (progress, stream)
-    from baton._states import (RunState, StepState)
-    from baton._step import (StepContext, StepLogFilter, current, results)
-    from baton._totals import (Totals)
-    from baton._usage import (Usage)
-    from baton.budgets import (BudgetLine, BudgetStatus, Budgets)
-    from baton.client import (Baton)
-    from baton.events import (StepProgress, StepStreamed, StepUpdated, WorkflowFinished)
-    from baton.pricing import (GenaiPrices, ModelPrice, Price, PriceTable, Pricing)
-    from baton.query import (DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage)
-    from baton.run import (Run)
-    from baton.snapshot import (Chunk, Graph, Progress, RunChange, RunStatus, RunSummary, RunsChange, StepStatus, StreamPage)
-    from baton.stats import (DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost)
-    from baton.why import (Cause, Explanation, Reason, RunExplanation)
+    from baton._calls import call_llm, once, record_usage
+    from baton._fold import Group
+    from baton._layout import Box, Edge, Layout
+    from baton._llm import LLMWorker
+    from baton._progress import progress, stream
+    from baton._states import RunState, StepState
+    from baton._step import StepContext, StepLogFilter, current, results
+    from baton._totals import Totals
+    from baton._usage import Usage
+    from baton.budgets import BudgetLine, Budgets, BudgetStatus
+    from baton.client import Baton
+    from baton.events import StepProgress, StepStreamed, StepUpdated, WorkflowFinished
+    from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing
+    from baton.query import DebugLog, DebugLogPage, FailedAttempt, Neighbour, Query, StepDetail, StepPage
+    from baton.run import Run
+    from baton.snapshot import (
+        Chunk,
+        Graph,
+        Progress,
+        RunChange,
+        RunsChange,
+        RunStatus,
+        RunSummary,
+        StepStatus,
+        StreamPage,
+    )
+    from baton.stats import DayCost, LabelCost, ModelCall, ModelCost, Stats, StepCost, StepsCost
+    from baton.why import Cause, Explanation, Reason, RunExplanation
 
 __version__ = "0.1.0"
 
