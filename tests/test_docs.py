@@ -305,6 +305,11 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     ("Snooze", baton.Snooze.__init__),
     ("Cancel", baton.Cancel.__init__),
     ("step", None),
+    ("llm_step", None),
+    *_public_methods("LLMWorker", baton.LLMWorker),
+    ("record_usage", baton.record_usage),
+    ("call_llm", baton.call_llm),
+    ("once", baton.once),
 ]
 
 
