@@ -36,7 +36,21 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, debug, doctor, local, migration, otel, pydantic_ai, telemetry, testing, web
+from baton import (
+    cli,
+    debug,
+    doctor,
+    local,
+    migration,
+    multi_model,
+    otel,
+    pricing,
+    pydantic_ai,
+    stats,
+    telemetry,
+    testing,
+    web,
+)
 from baton._step import Results
 from tests.kit.providers import Providers, Reply
 
@@ -297,12 +311,20 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("StepStatus", baton.StepStatus),
     *_public_methods("Explanation", baton.Explanation),
     *_public_functions(debug),
+    *_public_methods("Stats", baton.Stats),
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_functions(doctor),
     *_public_functions(telemetry),
     *_public_functions(otel),
     ("pydantic_ai.StepModel", pydantic_ai.StepModel.__init__),
+    ("stats.record", stats.record),
+    ("pricing.given", pricing.given),
+    ("pricing.price_of", pricing.price_of),
+    ("Pricing", None),
+    ("PriceTable", None),
+    *_public_functions(multi_model),
+    *_public_methods("FanOut", multi_model.FanOut),
     ("doctor.Finding", None),
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),
