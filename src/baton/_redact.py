@@ -60,8 +60,8 @@ def weighed(value: object) -> Copy:
 def copied(value: object) -> JsonValue:
     """Copy a value as JSON has it, however large, deep or odd. What is no JSON is named by its type, too much is left out.
 
-    Of foreign code only the iteration of mappings runs, and what tells an agent's messages; it may raise. What models, dataclasses and the like hide from
-    their own text (`repr=False`, `exclude=True`, `SecretStr`) is left out.
+    Of foreign code only the iteration of mappings runs, and what tells an agent's messages; it may raise. What models,
+    dataclasses and the like hide from their own text (`repr=False`, `exclude=True`, `SecretStr`) is left out.
     """
     return _Copier().copy(value)
 
