@@ -324,7 +324,7 @@ def test_a_role_that_owns_nothing_can_be_let_in(baton_dsn):
         baton("list", "--dsn", dsn)
         assert '"clerk"' in baton("migrate", "--sql", "--grant", "clerk").stdout
         assert "granted to clerk" in baton("migrate", "--grant-read", "clerk", "--dsn", baton_dsn).stdout
-        assert 'baton_edges TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
+        assert 'baton_llm_calls TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
         baton("migrate", "--sql", "--grant", 'a"b', code=2)
     finally:
         with psycopg.connect(baton_dsn, autocommit=True) as conn:
