@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import click
 
 import baton as api
-from baton import _costs, _shown, errors
+from baton import _budget_command, _costs, _shown, errors
 from baton._command import (
     FAILED,
     HELP,
@@ -128,7 +128,15 @@ def cli() -> None:
     """Durable DAG workflows on PostgreSQL."""
 
 
-for command in (_shown.list_, _shown.show, _shown.graph, _shown.watch, _shown.why, _costs.cost):
+for command in (
+    _shown.list_,
+    _shown.show,
+    _shown.graph,
+    _shown.watch,
+    _shown.why,
+    _costs.cost,
+    _budget_command.budget,
+):
     cli.add_command(command)
 
 
