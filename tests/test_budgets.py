@@ -1,12 +1,14 @@
 """Budgets as a user has them: calls that ask for leave, runs that stop or pause, topping up, and what `baton.budgets` says."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import click.testing
 import psycopg
 import pytest
 
@@ -25,6 +27,7 @@ from baton import (
     record_usage,
     step,
 )
+from baton.cli import cli
 from baton.errors import (
     BudgetExhausted,
     BudgetNotFound,
@@ -493,3 +496,37 @@ async def test_a_run_goes_on_although_whoever_topped_up_died_before_it_could_res
     await app._seam.maintenance._settle_budgets()
     assert await run.wait() == "completed"
     assert baton.Budgets is type(app.budgets)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+async def test_the_command_line_shows_budgets_and_adds_to_them(app: Baton, baton_dsn: str) -> None:
+    script["a"] = asking()
+    limits = [Budget(usd="0.5", on_exhausted="pause"), Budget(key="tenant:a", calls=5)]
+    run = await app.insert(workflow("a", budget=limits))
+    await eventually(lambda: paused(run))
+    plain = await app.insert(workflow())
+
+    def told(*arguments: str, code: int = 0) -> str:
+        done = click.testing.CliRunner().invoke(cli, ["budget", *arguments, "--dsn", baton_dsn])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert (await asyncio.to_thread(told, "show", run.id)).splitlines() == [
+        f"run {run.id}: $0.00 of $0.50 spent; 1 run paused",
+        "tenant:a: 0 of 5 calls spent",
+    ]
+    assert await asyncio.to_thread(told, "show") == "tenant:a: 0 of 5 calls spent\n"
+    assert "has no budget" in await asyncio.to_thread(told, "show", plain.id)
+    assert "there is no budget 'nobody'" in await asyncio.to_thread(lambda: told("show", "nobody", code=1))
+    assert "nothing is added" in await asyncio.to_thread(lambda: told("add", run.id, code=2))
+    added = await asyncio.to_thread(told, "add", run.id, "--usd", "2.5", "--json")
+    usd = json.loads(added)["usd"]
+    assert (usd["limit"], usd["added"], usd["spent"]) == ("0.5", "2.5", "0")
+    assert await run.wait() == "completed"
+    (shown,) = json.loads(await asyncio.to_thread(told, "show", "tenant:a", "--json"))
+    assert (shown["calls"]["spent"], shown["calls"]["left"], shown["is_exhausted"]) == (1, 4, False)
+    assert await asyncio.to_thread(told, "add", "tenant:a", "--calls=-4") == (
+        "tenant:a: 1 of 1 calls spent (exhausted)\n"
+    )

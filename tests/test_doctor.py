@@ -276,6 +276,12 @@ BROKEN = {
         {"audit": "error"},
         "1 times, counters is not as it must be",
     ),
+    "audit: a budget": Broken(
+        "INSERT INTO workflow_budgets (key, limit_usd, reserved_usd, on_exhausted, unpriced) "
+        "VALUES ('day', 1, 0.5, 'stop', 'strict')",
+        {"audit": "error"},
+        "1 times, budgets is not as it must be",
+    ),
     "unfinished": Broken(
         "UPDATE workflow_nodes SET state = 'cancelled', waiting_on = 0, settled_at = now(), error = 'x', doomed = false",
         {"unfinished": "error", "audit": "error"},
@@ -438,7 +444,12 @@ def test_orphans_are_counted_by_kind(baton_dsn: str, run: str) -> None:
         INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) VALUES (gen_random_uuid(), -1, 1);
         INSERT INTO workflow_progress (step_id, workflow_id, attempt, attempted_at) VALUES (-1, gen_random_uuid(), 1, now());
         INSERT INTO workflow_streams (step_id, attempt, position, workflow_id, chunk, bytes)
-        VALUES (-1, 1, 0, gen_random_uuid(), '1', 1)
+        VALUES (-1, 1, 0, gen_random_uuid(), '1', 1);
+        INSERT INTO workflow_budgets (workflow_id, limit_usd, on_exhausted, unpriced)
+        VALUES (gen_random_uuid(), 1, 'stop', 'strict');
+        INSERT INTO workflow_budget_runs VALUES (gen_random_uuid(), -1);
+        INSERT INTO workflow_reservations (id, budget_id, step_id, job_id, attempted_at, usd, tokens, calls)
+        VALUES (gen_random_uuid(), -1, -1, -1, now(), 1, 1, 1)
         """,
     )
     found = examine(baton_dsn)
@@ -452,6 +463,9 @@ def test_orphans_are_counted_by_kind(baton_dsn: str, run: str) -> None:
         "1 stored values without a step",
         "1 debug logs without a run",
         "2 reports without a step",
+        "1 budgets without a run",
+        "1 shares of a budget without the run or the budget",
+        "1 reservations without a step or a budget",
     }
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from baton import Baton, Explanation, Reason, Run, RunExplanation, StepState, Workflow, step
+from baton import Baton, Budget, Explanation, Reason, Run, RunExplanation, StepState, Workflow, step
 from baton.errors import InvalidOption, ResultNotFound, RunNotFound
 from baton.why import Facts, explain
 from tests.kit.hostile import NAMES
@@ -223,6 +223,21 @@ async def test_run_paused(baton_dsn: str) -> None:
         held = await again.why("second")
         assert reasons(held)[:2] == [Reason.RUN_PAUSED, Reason.DEPENDENCIES]
         assert Reason.RUN_PAUSED not in reasons(await run.why("second"))
+
+
+async def test_budget_exhausted(baton_dsn: str) -> None:
+    async with Baton(baton_dsn) as client:
+        workflow = two()
+        workflow.budgets = (Budget(usd="0.5", calls=0, on_exhausted="pause"),)
+        run = await client.insert(workflow)
+        change(baton_dsn, "SELECT baton_pause_for(workflow_id, id, NULL, 0, true) FROM workflow_budgets")
+        found = await run.why("first")
+        assert found.reason is Reason.BUDGET_EXHAUSTED
+        assert reasons(await run.why("second"))[:2] == [Reason.BUDGET_EXHAUSTED, Reason.DEPENDENCIES]
+        assert found.since is not None
+        assert "by the run's budget, which has too little left for its next call" in found.text
+        assert "($0.00 of $0.50 spent; 0 of 0 calls spent)" in found.text
+        assert "baton budget add" in found.text
 
 
 async def test_dependencies(baton_dsn: str) -> None:

@@ -214,6 +214,27 @@ def _input_tokens(plain: Any) -> int:
     return min(tokens + math.ceil(size / _BYTES_PER_TOKEN), _MOST)
 
 
+def spent_text(
+    *,
+    usd: tuple[Decimal | None, Decimal, Decimal],
+    tokens: tuple[int | None, int, int],
+    calls: tuple[int | None, int, int],
+    unpriced: int,
+) -> str:
+    """What is spent of each limit. Of each kind: its limit with what was added, what is spent, what is reserved."""
+    parts = []
+    total, spent, reserved = usd
+    if total is not None:
+        least = "at least " if unpriced else ""
+        held = f", {_dollars.text(reserved)} reserved" if reserved else ""
+        parts.append(f"{least}{_dollars.text(spent)} of {_dollars.text(total)} spent{held}")
+    for kind, (most, used, kept) in (("tokens", tokens), ("calls", calls)):
+        if most is not None:
+            held = f", {kept:,} reserved" if kept else ""
+            parts.append(f"{used:,} of {most:,} {kind} spent{held}")
+    return "; ".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """Which limit of which budget stands in the way of a call, and by how much.

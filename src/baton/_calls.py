@@ -207,6 +207,7 @@ class _Call:
     reservation: UUID | None
     outer: _Call | None
     """The call that this one is a part of."""
+    asked_for: str | None
     entries: list[Entry] = field(default_factory=list)
     is_recorded: bool = False
     """Whether anything was, be it by a stored call within this one, which has written it already."""
@@ -220,7 +221,7 @@ class _Call:
                 return False
             self.is_recorded = True
             for entry in entries:
-                entry.key = self.key
+                entry.key, entry.asked_for = self.key, self.asked_for
             self.entries.extend(entries)
         if self.reservation is None:
             # Nothing is to be settled with them, so they need not wait for the call, which may be long.
@@ -266,7 +267,7 @@ async def _make[T](
         else None
     )
     sent = None if request is None else accounts.snapshot(request)
-    under_way = _Call(accounts, key, reservation, outer)
+    under_way = _Call(accounts, key, reservation, outer, asked_for)
     token = _under_way.set(under_way)
     began = time.monotonic()
     try:

@@ -613,7 +613,7 @@ CHECKS: tuple[Check, ...] = (
         "doctor/read_paused_runs",
         level=Level.WARNING,
         found="{count} runs are paused, {id} since {since}",
-        remedy="run.resume() or run.cancel()",
+        remedy="run.resume() or run.cancel(); add to the budget of one that is paused for that: `baton budget add`",
     ),
     Check(
         "leader",

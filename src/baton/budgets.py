@@ -19,7 +19,7 @@ from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
 from baton import _dollars, _store
-from baton._budget import OnExhausted, Unpriced, count, dollars, named
+from baton._budget import OnExhausted, Unpriced, count, dollars, named, spent_text
 from baton._names import budget_key
 from baton.errors import BudgetNotFound, InvalidOption, QueryTimeout
 from baton.query import _check_range, _id, _text
@@ -55,17 +55,21 @@ class BudgetLine[N: (Decimal, int)]:
     @property
     def total(self) -> N | None:
         """The limit with what was added; None without one."""
-        return None if self.limit is None else self.limit + self.added
+        return None if self.limit is None else _shortest(self.limit + self.added)
 
     @property
     def left(self) -> N | None:
         """What a call may still ask for; None without a limit, and below nothing where more was spent."""
-        return None if self.total is None else self.total - self.spent - self.reserved
+        return None if self.total is None else _shortest(self.total - self.spent - self.reserved)
 
     @property
     def is_exhausted(self) -> bool:
         """Whether a step may not even start: all is spent."""
         return self.total is not None and self.spent >= self.total
+
+
+def _shortest[N: (Decimal, int)](amount: N) -> N:
+    return _dollars.plain(amount) if isinstance(amount, Decimal) else amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +115,12 @@ class BudgetStatus:
     @property
     def text(self) -> str:
         """What is spent of each limit, for people: `$1.20 of $2.50 spent, $0.10 reserved; 3 of 100 calls spent`."""
-        parts = []
-        if (total := self.usd.total) is not None:
-            least = "at least " if self.unpriced_calls else ""
-            spent, reserved = _dollars.text(self.usd.spent), _dollars.text(self.usd.reserved)
-            held = f", {reserved} reserved" if self.usd.reserved else ""
-            parts.append(f"{least}{spent} of {_dollars.text(total)} spent{held}")
-        for line, kind in ((self.tokens, "tokens"), (self.calls, "calls")):
-            if line.total is not None:
-                held = f", {line.reserved:,} reserved" if line.reserved else ""
-                parts.append(f"{line.spent:,} of {line.total:,} {kind} spent{held}")
-        return "; ".join(parts)
+        return spent_text(
+            usd=(self.usd.total, self.usd.spent, self.usd.reserved),
+            tokens=(self.tokens.total, self.tokens.spent, self.tokens.reserved),
+            calls=(self.calls.total, self.calls.spent, self.calls.reserved),
+            unpriced=self.unpriced_calls,
+        )
 
 
 class Keeper(Protocol):

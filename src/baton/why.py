@@ -7,6 +7,7 @@ statement reads them, one function without a database turns them into words.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
 from baton import _store
+from baton._budget import named, spent_text
 from baton._error_line import error_line
 from baton._states import StepState
 from baton.snapshot import RunSummary
@@ -31,6 +33,7 @@ class Reason(StrEnum):
     CANCELLING = "cancelling"
     RUNNING = "running"
     PROCESS_GONE = "process_gone"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     RUN_PAUSED = "run_paused"
     DEPENDENCIES = "dependencies"
     RELEASE_OWED = "release_owed"
@@ -135,6 +138,18 @@ class Facts:
     executing: int
     ahead: int
     now: datetime
+    paused_for_budget: bool = False
+    budget_key: str | None = None
+    budget_usd: Decimal | None = None
+    spent_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
+    budget_tokens: int | None = None
+    spent_tokens: int | None = None
+    reserved_tokens: int | None = None
+    budget_calls: int | None = None
+    spent_calls: int | None = None
+    reserved_calls: int | None = None
+    unpriced_calls: int | None = None
 
     @property
     def state(self) -> StepState:
@@ -248,7 +263,9 @@ def _while_running(facts: Facts) -> Iterator[Cause]:
 
 
 def _before_running(facts: Facts) -> Iterator[Cause]:
-    if facts.paused_at is not None:
+    if facts.paused_at is not None and facts.paused_for_budget:
+        yield Cause(Reason.BUDGET_EXHAUSTED, _short_of(facts))
+    elif facts.paused_at is not None:
         yield Cause(
             Reason.RUN_PAUSED,
             f"the run has been paused since {_clock(facts.paused_at)}; nothing of it starts until it is resumed",
@@ -277,6 +294,19 @@ def _before_running(facts: Facts) -> Iterator[Cause]:
     elif facts.state is StepState.SCHEDULED:
         yield Cause(Reason.SCHEDULED, f"it is scheduled for {_when(facts)}")
     yield from _queue(facts)
+
+
+def _short_of(facts: Facts) -> str:
+    spent = spent_text(
+        usd=(facts.budget_usd, facts.spent_usd or Decimal(0), facts.reserved_usd or Decimal(0)),
+        tokens=(facts.budget_tokens, facts.spent_tokens or 0, facts.reserved_tokens or 0),
+        calls=(facts.budget_calls, facts.spent_calls or 0, facts.reserved_calls or 0),
+        unpriced=facts.unpriced_calls or 0,
+    )
+    return (
+        f"the run has been paused since {_clock(facts.paused_at)} by {named(facts.budget_key)}, which has too little left for "
+        f"its next call{f' ({spent})' if spent else ''}; nothing of it starts until something is added: baton budget add"
+    )
 
 
 def _parked(facts: Facts) -> str:

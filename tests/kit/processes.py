@@ -22,10 +22,17 @@ PATIENCE = 60.0
 
 
 class Worker:
-    """`baton start` on the steps of `tests.kit.crew`. Leave the `with` block to be sure that it is gone."""
+    """`baton start` on the steps of a module in `tests.kit`. Leave the `with` block to be sure that it is gone."""
 
     def __init__(
-        self, dsn: str, folder: Path, *, app: str = "make", knows: bool = False, **options: Any
+        self,
+        dsn: str,
+        folder: Path,
+        *,
+        module: str = "crew",
+        app: str = "make",
+        knows: bool = False,
+        **options: Any,
     ) -> None:
         options = {"queues": {"default": 5}, "rescue_after": 2.0, **options}
         self._log = folder / f"worker-{time.monotonic_ns()}.log"
@@ -39,7 +46,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "baton", "start"),
-                    *("--app", f"tests.kit.crew:{app}", "--app-dir", str(ROOT)),
+                    *("--app", f"tests.kit.{module}:{app}", "--app-dir", str(ROOT)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -6,10 +6,11 @@ from typing import Any, assert_type
 
 from oban.job import Job
 
-from baton import LLMWorker, call_llm, llm_step, once, record_usage
+from baton import LLMWorker, call_llm, llm_step, multi_model, once, record_usage
 from baton._declare import AsyncStep, PlainStep, Ref, StepJob, step
 from baton._outcomes import Cancel, Snooze
 from baton._usage import Usage
+from baton.multi_model import FanOut
 from baton.workflow import Workflow
 
 
@@ -146,6 +147,32 @@ def options_keep_the_type() -> None:
 
 @llm_step(queue=5)  # E
 async def misdeclared_too() -> None: ...
+
+
+@step
+def join(answers: dict[str, list[str]]) -> int: ...
+
+
+def fan_outs_keep_the_type(job: Job) -> None:
+    workflow = Workflow("fan-out")
+    fan = multi_model.fan_out(workflow, "words", keywords, models=["a"], synthesize_with=join)
+    assert_type(fan, FanOut[list[str], Ref[int]])
+    workflow.add("count", count.new(fan.synthesis.result))
+    workflow.add("totals", totals.new(fan.arms["a"].result))
+    workflow.add("join", join.new(fan.results))
+    workflow.add("count2", count.new(fan.arms["a"].result))  # E
+    bare = multi_model.fan_out(workflow, "bare", keywords.new([]), models={"x": "a"})
+    assert_type(bare, FanOut[list[str], None])
+    workflow.add("count4", count.new(bare.synthesis.result))  # E
+    workers = multi_model.fan_out(workflow, "workers", job, models=["a"])
+    workflow.add("count3", count.new(workers.synthesis.result))
+    multi_model.fan_out(workflow, "none", keywords)  # E
+    multi_model.fan_out(workflow, "args", keywords, models=["a"], args=[1])  # E
+    multi_model.fan_out(workflow, "model", keywords, models=["a"], synthesize_model="b")  # E
+    multi_model.configure(workflow, {"x": 3})  # E
+    assert_type(multi_model.model_for("a"), str)
+    assert_type(multi_model.model_for(job, "a"), str)
+    multi_model.model_for(job)  # E
 
 
 @step(max_attempts="5")  # E

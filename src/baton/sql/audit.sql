@@ -71,5 +71,18 @@ LEFT JOIN /* schema */workflow_completions AS completion
   ON completion.workflow_id = workflow.id AND completion.generation < workflow.generation
 GROUP BY workflow.id HAVING count(completion.workflow_id) <> workflow.generation - 1
 UNION ALL
+SELECT 'budgets', budget.workflow_id, NULL,
+       'budget ' || coalesce(budget.key, budget.id::text) || ' has reserved ' || budget.reserved_usd || ' USD, ' || budget.reserved_tokens
+       || ' tokens and ' || budget.reserved_calls || ' calls, its reservations say ' || coalesce(sum(reservation.usd), 0) || ', '
+       || coalesce(sum(reservation.tokens), 0) || ' and ' || coalesce(sum(reservation.calls), 0)
+FROM /* schema */workflow_budgets AS budget
+LEFT JOIN /* schema */workflow_reservations AS reservation ON reservation.budget_id = budget.id AND reservation.lost_at IS NULL
+GROUP BY budget.id
+HAVING (budget.reserved_usd, budget.reserved_tokens, budget.reserved_calls)
+       <> (coalesce(sum(reservation.usd), 0), coalesce(sum(reservation.tokens), 0), coalesce(sum(reservation.calls), 0))
+UNION ALL
+SELECT 'budgets', workflow.id, NULL, 'was paused by a budget and is not paused'
+FROM /* schema */workflows AS workflow WHERE workflow.paused_for IS NOT NULL AND workflow.paused_at IS NULL
+UNION ALL
 SELECT 'repairs', step.workflow_id, step.name, 'could not be settled: ' || repair.error
 FROM /* schema */workflow_repairs AS repair LEFT JOIN /* schema */workflow_nodes AS step ON step.id = repair.step_id

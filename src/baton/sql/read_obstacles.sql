@@ -34,6 +34,12 @@ SELECT
   step.cancel_reason,
   right(CASE WHEN step.settled_at IS NULL THEN job.errors -> -1 ->> 'error' ELSE step.error END, 2000) AS error,
   workflow.paused_at,
+  workflow.paused_for IS NOT NULL AS paused_for_budget,
+  budget.key AS budget_key,
+  budget.limit_usd + budget.added_usd AS budget_usd, budget.spent_usd, budget.reserved_usd,
+  budget.limit_tokens + budget.added_tokens AS budget_tokens, budget.spent_tokens, budget.reserved_tokens,
+  budget.limit_calls + budget.added_calls AS budget_calls, budget.spent_calls, budget.reserved_calls,
+  budget.unpriced_calls,
   job.state::text AS job,
   coalesce(job.queue, '') AS queue,
   coalesce(step.attempt, job.attempt, 0) AS attempt,
@@ -61,6 +67,7 @@ SELECT
   clock_timestamp() AS now
 FROM chosen AS step
 JOIN /* schema */workflows AS workflow ON workflow.id = step.workflow_id
+LEFT JOIN /* schema */workflow_budgets AS budget ON budget.id = workflow.paused_for
 LEFT JOIN /* schema */oban_jobs AS job ON job.id = step.job_id
 LEFT JOIN lanes AS lane ON lane.queue = job.queue
 ORDER BY step.state = 'held', step.position

@@ -30,6 +30,20 @@ SELECT what, count FROM (
     SELECT FROM /* schema */workflow_debug_logs AS log
     WHERE NOT EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = log.workflow_id) LIMIT 1000) AS lost)
   UNION ALL
+  SELECT 'budgets without a run', (SELECT count(*) FROM (
+    SELECT FROM /* schema */workflow_budgets AS budget WHERE budget.workflow_id IS NOT NULL
+      AND NOT EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = budget.workflow_id) LIMIT 1000) AS lost)
+  UNION ALL
+  SELECT 'shares of a budget without the run or the budget', (SELECT count(*) FROM (
+    SELECT FROM /* schema */workflow_budget_runs AS drawn
+    WHERE NOT EXISTS (SELECT FROM /* schema */workflows AS workflow WHERE workflow.id = drawn.workflow_id)
+       OR NOT EXISTS (SELECT FROM /* schema */workflow_budgets AS budget WHERE budget.id = drawn.budget_id) LIMIT 1000) AS lost)
+  UNION ALL
+  SELECT 'reservations without a step or a budget', (SELECT count(*) FROM (
+    SELECT FROM /* schema */workflow_reservations AS reservation
+    WHERE NOT EXISTS (SELECT FROM /* schema */workflow_nodes AS step WHERE step.id = reservation.step_id)
+       OR NOT EXISTS (SELECT FROM /* schema */workflow_budgets AS budget WHERE budget.id = reservation.budget_id) LIMIT 1000) AS lost)
+  UNION ALL
   SELECT 'reports without a step', (SELECT count(*) FROM (
     SELECT FROM (
       SELECT step_id FROM /* schema */workflow_progress UNION ALL SELECT step_id FROM /* schema */workflow_streams
