@@ -454,7 +454,7 @@ async def test_the_panel_lists_the_calls_of_a_step_and_those_that_come(tab: Tab,
     for text in (
         "anthropic",
         "draft",
-        "2,000, of which 400 from a cache",
+        "2,000, of which 400 cached",
         "300, of which 200 reasoning",
         "1.5 s",
     ):

@@ -648,8 +648,14 @@ async def test_the_budgets_of_a_run_are_shown_with_what_is_spent_and_reserved(
         "on_exhausted": "stop",
         "unpriced_calls": 0,
         "lines": [
-            {"kind": "usd", "total": "2.5", "spent": "1.25", "reserved": "0.0125"},
-            {"kind": "calls", "total": 10, "spent": 3, "reserved": 0},
+            {
+                "kind": "usd",
+                "total": "2.5",
+                "spent": "1.25",
+                "reserved": "0.0125",
+                "text": ["$2.50", "$1.25", "$0.013"],
+            },
+            {"kind": "calls", "total": 10, "spent": 3, "reserved": 0, "text": ["10", "3", "0"]},
         ],
     }
     assert (shared["key"], shared["on_exhausted"], [line["kind"] for line in shared["lines"]]) == (

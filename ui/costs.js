@@ -5,7 +5,6 @@ const MOST_MODEL_CALLS = 500;
 const MOST_SAID = 200;
 const KIND_WORDS = new Map([["usd", "dollars"], ["tokens", "tokens"], ["calls", "calls"]]);
 const shortNumber = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
-const money = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4 });
 
 /** A cost in few letters; a cost that is not known is never nothing. */
 const costWords = (usage) => (usage ? (usage.cost_usd === null ? "cost unknown" : usage.cost.replace("at least ", "≥ ")) : "");
@@ -30,7 +29,7 @@ function usageFacts(usage) {
     fact("Cost", h("span", { class: "num", title: exactCost(usage.cost_usd), text: usage.cost_usd === null ? "not known" : usage.cost }),
       usage.unpriced ? h("span", { class: "muted", text: ` ${plural(usage.unpriced, "call")} of no known cost` }) : null),
     fact("Calls", h("span", { class: "num", text: count(usage.calls) })),
-    fact("Input tokens", h("span", { class: "num wraps", text: tokenLine(usage.input_tokens, [[usage.cache_read_tokens, "from a cache"], [usage.cache_write_tokens, "into a cache"]]) })),
+    fact("Input tokens", h("span", { class: "num wraps", text: tokenLine(usage.input_tokens, [[usage.cache_read_tokens, "cached"], [usage.cache_write_tokens, "newly cached"]]) })),
     fact("Output tokens", h("span", { class: "num wraps", text: tokenLine(usage.output_tokens, [[usage.reasoning_tokens, "reasoning"]]) })),
   ];
 }
@@ -103,8 +102,8 @@ class ModelCalls {
         call.provider ? fact("Provider", h("bdi", { text: call.provider })) : null,
         call.service_tier ? fact("Tier", h("bdi", { text: call.service_tier })) : null,
         call.key ? fact("Stored as", h("code", { dir: "auto", text: call.key })) : null,
-        fact("Input tokens", h("span", { class: "num", text: tokenLine(call.input_tokens, [[call.cache_read_tokens, "from a cache"], [call.cache_write_tokens, "into a cache"]]) })),
-        fact("Output tokens", h("span", { class: "num", text: tokenLine(call.output_tokens, [[call.reasoning_tokens, "reasoning"]]) })),
+        fact("Input tokens", h("span", { class: "num wraps", text: tokenLine(call.input_tokens, [[call.cache_read_tokens, "cached"], [call.cache_write_tokens, "newly cached"]]) })),
+        fact("Output tokens", h("span", { class: "num wraps", text: tokenLine(call.output_tokens, [[call.reasoning_tokens, "reasoning"]]) })),
         fact("Cost", h("span", { class: "num", text: exactCost(call.cost_usd) })),
         call.prices ? fact("Price of", h("bdi", { text: call.prices })) : null));
   }
@@ -146,7 +145,7 @@ class Prompts {
     const part = (title, text) => (text === null ? null : h("div", { class: "stack tight" },
       h("div", { class: "part-head" }, h("h4", { text: title }), h("span", { class: "grow" }), copyButton(() => text, `Copy: ${title}`)), spokenView(text)));
     const body = h("div", { class: "prompt" });
-    const details = h("details", { class: "attempt" },
+    const details = h("details", { class: "attempt call" },
       h("summary", {}, icon("chevron"), name(prompt.model ?? "unknown model", { class: "cut grow" }), prompt.error ? h("span", { class: "error-text", text: "failed" }) : null, h("span", { class: "num muted", text: `attempt ${prompt.attempt}` }), timeTag(prompt.at, { class: "muted" })), body);
     // Trees are built when they are looked at.
     details.addEventListener("toggle", () => {
@@ -273,18 +272,14 @@ class CostPanel {
   }
 }
 
-function budgetAmount(kind, value) {
-  return kind === "usd" ? money.format(Number(value)) : count(value);
-}
-
 /** A bar for each limit of a budget: what is spent, what is set aside for calls under way, and what is left. */
 function budgetView(view, budget, whole) {
   const least = budget.unpriced_calls ? "at least " : "";
-  const lines = budget.lines.map(({ kind, total, spent, reserved }) => {
+  const lines = budget.lines.map(({ kind, total, spent, reserved, text: [allText, spentText, heldText] }) => {
     const [all, used, held] = [total, spent, reserved].map(Number);
     const share = (part) => (all > 0 ? Math.min(100, (part / all) * 100) : part > 0 || used >= all ? 100 : 0);
-    const text = `${kind === "usd" ? least : ""}${budgetAmount(kind, spent)} of ${budgetAmount(kind, total)}${kind === "usd" ? "" : ` ${KIND_WORDS.get(kind)}`}`;
-    const aside = held > 0 ? `${budgetAmount(kind, reserved)} reserved` : "";
+    const text = `${kind === "usd" ? least : ""}${spentText} of ${allText}${kind === "usd" ? "" : ` ${KIND_WORDS.get(kind)}`}`;
+    const aside = held > 0 ? `${heldText} reserved` : "";
     const [a, b] = [h("i", { class: used >= all ? "spent over" : "spent" }), h("i", { class: "reserved" })];
     a.style.width = `${share(used)}%`;
     b.style.width = `${Math.min(100 - share(used), share(held))}%`;

@@ -253,7 +253,7 @@ class StepPanel {
     if (this.usage.dataset.shown === shown) return;
     this.usage.dataset.shown = shown;
     this.usage.hidden = false;
-    this.usage.replaceChildren(h("div", { class: "part-head" }, h("h3", { text: "Models" }), h("span", { class: "grow" }), h("b", { class: "num", title: exactCost(usage.cost_usd), text: costWords(usage) })),
+    this.usage.replaceChildren(h("div", { class: "part-head" }, h("h3", { text: "Calls of models" })),
       h("dl", { class: "facts inner" }, usageFacts(usage)), this.calls.element);
   }
 

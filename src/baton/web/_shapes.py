@@ -141,6 +141,8 @@ def budget(status: BudgetStatus) -> dict[str, Any]:
                 "total": _amount(line.total),
                 "spent": _amount(line.spent),
                 "reserved": _amount(line.reserved),
+                # As people read them.
+                "text": [_said(line.total), _said(line.spent), _said(line.reserved)],
             }
             for kind, line in lines
             if line.total is not None
@@ -150,6 +152,10 @@ def budget(status: BudgetStatus) -> dict[str, Any]:
 
 def _amount(value: Decimal | int) -> str | int | None:
     return money(value) if isinstance(value, Decimal) else _number(value)
+
+
+def _said(value: Decimal | int) -> str:
+    return _dollars.text(value) if isinstance(value, Decimal) else f"{value:,}"
 
 
 def money(amount: Decimal | None) -> str | None:
