@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from baton._names import uuid7
 from baton.cli import cli
 from tests.kit import app
 from tests.kit.hostile import NAMES
+from tests.kit.providers import Providers, Reply, Request, Slow
 from tests.kit.spent import spend
 
 ROOT = Path(__file__).parent.parent
@@ -322,7 +324,7 @@ def test_a_role_that_owns_nothing_can_be_let_in(baton_dsn):
         baton("list", "--dsn", dsn)
         assert '"clerk"' in baton("migrate", "--sql", "--grant", "clerk").stdout
         assert "granted to clerk" in baton("migrate", "--grant-read", "clerk", "--dsn", baton_dsn).stdout
-        assert 'baton_edges TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
+        assert 'baton_llm_calls TO "clerk"' in baton("migrate", "--sql", "--grant-read", "clerk").stdout
         baton("migrate", "--sql", "--grant", 'a"b', code=2)
     finally:
         with psycopg.connect(baton_dsn, autocommit=True) as conn:
@@ -724,6 +726,61 @@ def test_the_demo_as_json_has_standard_output_to_itself(data, tmp_path):
         "brief"
     ] + "\n"
     assert "fetch_sources" in command.err
+
+
+def test_the_demo_asks_models_and_says_what_they_cost(data, tmp_path):
+    (tmp_path / "tides.txt").write_text("Tides\n\nThe moon raises the tides of the sea, twice a day.\n")
+
+    def answer(request: Request) -> Reply:
+        rules = request.body["messages"][0]["content"]
+        if "sentences" in rules:
+            said = {
+                "sentences": [{"source": 1, "text": "The moon raises the tides of the sea, twice a day."}]
+            }
+        elif "keywords" in rules:
+            said = {"keywords": ["tides"]}
+        else:
+            said = {"assessments": [{"source": 1, "score": 0.5, "reasons": ["short"]}]}
+        return Reply(json.dumps(said))
+
+    with Providers(answer) as providers:
+        env = data | {"BATON_LLM_URL": providers.openai_url, "BATON_LLM_KEY": "sk-planted"}
+        one = env | {"BATON_LLM_MODEL": "gpt-6.1-sol"}
+        with Command("demo", "tides.txt", cwd=tmp_path, env=one) as command:
+            assert command.end() == 0
+            host = providers.url.removeprefix("http://")
+            assert f"models   gpt-6.1-sol at {host}\n" in command.out
+            cost = "$0.019 for 3 calls, 3,000 tokens in, 1,500 tokens out"
+            assert f"\ncost     {cost}\n" in command.out
+            assert written(command, tmp_path).endswith(f"- Cost: {cost}.\n")
+            assert "planted" not in command.out + command.err
+        two = env | {"BATON_LLM_MODEL": "gpt-6.1-sol, claude-opus-5-5"}
+        with Command("demo", "tides.txt", "--json", cwd=tmp_path, env=two) as command:
+            assert command.end() == 0
+            found = json.loads(command.out)
+        assert found["cost"]["calls"] == 6
+        assert Decimal(found["cost"]["cost_usd"]) > 3 * Decimal("0.00624")
+        assert "summarize_opus_5_5" in {step["name"] for step in found["steps"]}
+    assert len(providers.requests) == 9
+
+
+def test_a_run_that_asks_models_goes_on_only_where_one_can_be_asked(data, tmp_path):
+    (tmp_path / "tides.txt").write_text("Tides\n\nThe moon raises the tides of the sea, twice a day.\n")
+    with Providers(Slow()) as providers:
+        env = data | {"BATON_LLM_URL": providers.openai_url, "BATON_LLM_MODEL": "o3"}
+        with Command("demo", "tides.txt", cwd=tmp_path, env=env) as command:
+            command.until(lambda: providers.waiting == 3)
+            command.send(signal.SIGINT)
+            assert command.end() == 130
+        (run,) = re.findall(r"baton demo --resume (\S+)$", command.err, re.MULTILINE)
+        with Command("demo", "--resume", run, cwd=tmp_path, env=data) as command:
+            assert command.end() == 2
+        assert "set BATON_LLM_URL and BATON_LLM_MODEL" in command.err
+
+
+def test_half_an_endpoint_is_refused_before_anything_is_begun(monkeypatch):
+    monkeypatch.setenv("BATON_LLM_URL", "http://127.0.0.1:1/v1")
+    assert "BATON_LLM_MODEL is not" in baton("demo", code=2).stderr
 
 
 def test_a_step_that_fails_is_shown_and_makes_the_exit_code_1(data, tmp_path):

@@ -9,7 +9,8 @@ A page is read from top to bottom, in one module and one event loop:
   one in the background until the page ends. Targets of `make` must be in the Makefile.
 - ```text is what the block before it printed; `...` in it stands for anything.
 
-The environment is the reader's: DATABASE_URL is an empty migrated database, BATON_DATA a folder that is not there yet.
+The environment is the reader's: DATABASE_URL is an empty migrated database, BATON_DATA a folder that is not there yet, and the
+clients of OpenAI, Anthropic and Google find keys, and a server that answers each question alike.
 """
 
 import ast
@@ -35,8 +36,23 @@ import psycopg
 import pytest
 
 import baton
-from baton import cli, debug, doctor, local, migration, otel, telemetry, testing, web
+from baton import (
+    cli,
+    debug,
+    doctor,
+    local,
+    migration,
+    multi_model,
+    otel,
+    pricing,
+    pydantic_ai,
+    stats,
+    telemetry,
+    testing,
+    web,
+)
 from baton._step import Results
+from tests.kit.providers import Providers, Reply
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -49,6 +65,7 @@ _FILE = re.compile(r"# ([\w/]+\.py)\n")
 _PROMPT = "$ "
 # The script itself: it does not have the current folder on its path, as `python -m` has.
 _BATON = Path(sys.executable).with_name("baton")
+_ANSWER = Reply("The moon pulls at the sea.")
 _RUN = {"migrate", "list", "doctor"}
 
 
@@ -203,7 +220,15 @@ def test_a_page_does_what_it_says(
     monkeypatch.setenv("BATON_DATA", str(tmp_path / "data"))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with Reader(page, tmp_path, baton_dsn) as reader:
+    with Providers(_ANSWER) as providers, Reader(page, tmp_path, baton_dsn) as reader:
+        for name, url in (
+            ("OPENAI", providers.openai_url),
+            ("ANTHROPIC", providers.url),
+            ("GOOGLE_GEMINI", providers.url),
+        ):
+            monkeypatch.setenv(f"{name}_BASE_URL", url)
+        for name in ("OPENAI", "ANTHROPIC", "GOOGLE", "GEMINI"):
+            monkeypatch.setenv(f"{name}_API_KEY", "sk-of-the-docs")
         reader.read()
 
 
@@ -291,11 +316,20 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("StepStatus", baton.StepStatus),
     *_public_methods("Explanation", baton.Explanation),
     *_public_functions(debug),
+    *_public_methods("Stats", baton.Stats),
     *_public_functions(testing),
     *_public_functions(migration),
     *_public_functions(doctor),
     *_public_functions(telemetry),
     *_public_functions(otel),
+    ("pydantic_ai.StepModel", pydantic_ai.StepModel.__init__),
+    ("stats.record", stats.record),
+    ("pricing.given", pricing.given),
+    ("pricing.price_of", pricing.price_of),
+    ("Pricing", None),
+    ("PriceTable", None),
+    *_public_functions(multi_model),
+    *_public_methods("FanOut", multi_model.FanOut),
     ("doctor.Finding", None),
     ("doctor.Level", None),
     *_public_methods("LocalServer", local.LocalServer),

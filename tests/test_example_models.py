@@ -284,7 +284,7 @@ async def test_without_models_nobody_is_asked_though_there_is_an_endpoint(
     done = await testing.run(about(), dsn=baton_dsn)
     assert done.outcome == RunState.COMPLETED
     assert providers.requests == []
-    assert "model" not in done.results["compile_brief"]
+    assert "Written by models" not in done.results["compile_brief"]
     totals = await totals_of(baton_dsn, done.run.id)
     assert totals.calls == 0
 

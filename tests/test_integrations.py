@@ -9,6 +9,7 @@ import anthropic
 import openai
 import psycopg
 import pytest
+from oban import telemetry as oban_telemetry
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -18,7 +19,7 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 import baton
-from baton import Baton, Run, Workflow, call_llm, llm_step, once, record_usage, stream
+from baton import Baton, Run, Workflow, call_llm, llm_step, once, record_usage, stream, telemetry
 from baton.errors import InvalidOption
 from baton.pydantic_ai import StepModel
 from tests.kit import fixtures
@@ -352,6 +353,23 @@ async def test_a_step_model_works_in_the_thread_of_a_plain_step(
     run = await ran(worker, agent_in_a_thread.new())
     assert await run.result("ask") == "Yes, it is."
     assert [row[:3] for row in await calls(db)] == [(1, GPT, 1_000)]
+
+
+async def test_the_model_that_was_asked_for_is_told_beside_the_one_that_answered(
+    worker: Baton, providers: Providers
+) -> None:
+    providers.script(Reply(model=f"{GPT}-2026-09-01"))
+    told: list[tuple[str, str]] = []
+
+    def listen(_: str, meta: dict[str, Any]) -> None:
+        told.append((meta["requested_model"], meta["model"]))
+
+    oban_telemetry.attach("test-integrations", [telemetry.LLM_CALL], listen)
+    try:
+        await ran(worker, looks.new())
+    finally:
+        oban_telemetry.detach("test-integrations")
+    assert told == [(GPT, f"{GPT}-2026-09-01")]
 
 
 async def test_an_agents_provider_without_room_is_waited_for(

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from oban.job import Job
 
 import baton
-from baton import Baton, Cancel, Ref, Workflow, multi_model, step, testing
+from baton import Baton, Budget, Cancel, Ref, Workflow, llm_step, multi_model, once, step, testing
 from baton._models import short_name
 from baton.errors import (
     DuplicateStep,
@@ -527,3 +528,50 @@ async def test_a_rerun_asks_the_same_models(baton_dsn: str) -> None:
         again = await run.rerun(from_=["a_o3"])
         await again.wait(timeout=20)
         assert await again.result("a_synthesis") == ["none", "o3=o3: ?"]
+
+
+@llm_step(max_attempts=2)
+async def paid_answer(question: str) -> str:
+    model = multi_model.model_for("gpt-6.1-sol")
+    usage = {"prompt_tokens": 1_000, "completion_tokens": 500}
+
+    async def call() -> dict[str, Any]:
+        return {"model": model, "choices": [{"message": {"content": question}}], "usage": usage}
+
+    return str((await once("answer", call, model=model))["choices"][0]["message"]["content"])
+
+
+async def test_each_model_has_its_own_cost(baton_dsn: str) -> None:
+    wf = Workflow()
+    models = ["gpt-6.1-sol", SONNET, "nobodys-model"]
+    fan = multi_model.fan_out(
+        wf, "a", paid_answer, models=models, args={"question": "?"}, synthesize_with=join
+    )
+    done = await testing.run(wf, dsn=baton_dsn)
+    async with Baton(baton_dsn) as baton_:
+        costs = {cost.step: cost for cost in await baton_.stats.steps_for_workflow(done.run.id)}
+        totals = await baton_.stats.workflow_totals(done.run.id)
+    assert {model: costs[ref.name].model for model, ref in fan.arms.items()} == {m: m for m in models}
+    assert costs["a_sonnet_4"].totals.cost_usd == Decimal("0.0105")
+    assert costs["a_nobodys_model"].totals.cost_usd is None
+    assert totals.is_lower_bound
+
+
+async def test_what_a_budget_does_not_allow_costs_its_answer_and_not_the_run(baton_dsn: str) -> None:
+    wf = Workflow(budget=Budget(calls=1))
+    multi_model.fan_out(
+        wf,
+        "a",
+        paid_answer,
+        models=["gpt-6.1-sol", SONNET],
+        args={"question": "?"},
+        synthesize_with=join_what_came,
+        ignore_cancelled=True,
+    )
+    done = await testing.run(wf, dsn=baton_dsn)
+    assert done.outcome == "completed"
+    found = done.results["a_synthesis"]
+    assert sorted(found["answers"].values(), key=str) == ["?", None]
+    (failed,) = found["failures"].items()
+    assert found["answers"][failed[0]] is None
+    assert "budget" in failed[1]

@@ -13,7 +13,7 @@ import pytest
 from google.genai import errors as google
 from pydantic_ai import exceptions as pydantic_ai
 
-from baton._overload import LONGEST_WAIT, is_overloaded, never_sent, retry_after, status_of
+from baton._overload import LONGEST_WAIT, is_free, is_overloaded, never_sent, retry_after, status_of
 
 REQUEST = httpx2.Request("POST", "http://localhost/v1")
 
@@ -206,6 +206,30 @@ def test_what_may_have_reached_it_may_be_paid(name: str) -> None:
 )
 def test_the_status_is_that_of_the_answer(error: Exception, status: int | None) -> None:
     assert status_of(error) == status
+
+
+@pytest.mark.parametrize(
+    "error",
+    [of_openai(400), of_openai(429), of_anthropic(529), of_google(503, "UNAVAILABLE"), *UNSENT.values()],
+)
+def test_an_error_instead_of_an_answer_is_not_paid_for(error: Exception) -> None:
+    assert is_free(error)
+    assert is_free(raised_from(RuntimeError("wrapped"), error))
+    assert is_free(ExceptionGroup("two", [error, of_openai(500)]))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(error for name, error in PERHAPS_SENT.items() if name != "answered"),
+        of_anthropic(200, "overloaded_error"),
+        openai.APIError("slow down", REQUEST, body={"code": "rate_limit_exceeded"}),
+        pydantic_ai.ModelHTTPError(529, "claude", in_stream=True),
+        ExceptionGroup("two", [of_openai(429), httpx.ReadTimeout("slow")]),
+    ],
+)
+def test_a_stream_that_failed_late_and_what_nobody_knows_may_be_paid_for(error: Exception) -> None:
+    assert not is_free(error)
 
 
 class Broken(Exception):

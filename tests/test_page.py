@@ -11,18 +11,20 @@ import psycopg
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
+from psycopg.types.json import Jsonb
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
 import baton
 import baton.web
-from baton import Baton, Run, Workflow, step
+from baton import Baton, Budget, Run, Workflow, step
 from baton.web import ACTIONS, Access
 from tests.kit import browser as kit
 from tests.kit.browser import Served, Tab
 from tests.kit.hostile import NAMES
 from tests.kit.reused import Reused
+from tests.kit.spent import spend
 from tests.kit.wait import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -380,6 +382,179 @@ async def test_the_timeline_has_a_line_for_each_step_and_opens_groups(tab: Tab, 
     assert len(await tab.texts(".line.inner .line-name bdi")) == 6
     await tab.page.locator(".line", has_text="last").get_by_role("link").click()
     await expect(tab.page.locator(".step-name")).to_have_text("last")
+
+
+async def test_what_models_cost_is_shown_and_grows_while_one_looks(tab: Tab, workflows: Baton) -> None:
+    gate("a")
+    workflow = fan(gate="a")
+    run = await workflows.insert(workflow)
+    await tab.go(f"runs/{run.id}")
+    await expect(box(tab, "first")).to_have_class(re.compile("s-executing"))
+    await expect(tab.page.locator(".cost-link")).to_have_count(0)
+    await spend(workflows.dsn, run.id, "first", "0.0062", input_tokens=1_000, output_tokens=500)
+    await expect(tab.page.locator(".cost-link")).to_have_text("$0.0062 · 1.5K tokens")
+    await expect(box(tab, "first").locator(".sub")).to_contain_text("$0.0062")
+    await spend(workflows.dsn, run.id, "first", None, model="unheard-of")
+    await expect(tab.page.locator(".cost-link")).to_have_text("≥ $0.0062 · 1.5K tokens")
+    await spend(workflows.dsn, run.id, "part_2", None, model="unheard-of")
+    GATES["a"].set()
+    await expect(box(tab, "part").locator(".sub")).to_have_text("all completed · cost unknown")
+
+    await tab.page.click(".cost-link")
+    await expect(tab.page.locator(".panel h2")).to_have_text("Cost")
+    await expect(tab.page.locator(".models li")).to_have_count(2)
+    assert await tab.texts(".models bdi") == ["gpt-5", "unheard-of"]
+    assert await tab.texts(".models b") == ["$0.0062", "cost unknown"]
+    await spend(workflows.dsn, run.id, "first", "0.50", model="opus")
+    await expect(tab.page.locator(".models bdi").first).to_have_text("opus")
+
+    await tab.page.click(".tab[data-tab=table]")
+    await expect(tab.page.locator("td.c-cost").first).to_have_text("≥ $0.51")
+
+
+async def test_without_models_there_is_no_word_of_costs(tab: Tab, workflows: Baton) -> None:
+    run = await finished(workflows, fan())
+    await tab.go(f"runs/{run.id}?tab=table")
+    await expect(tab.page.locator("td.c-state")).to_have_count(8)
+    await expect(tab.page.locator("th.c-cost")).to_be_hidden()
+    await expect(tab.page.locator(".budgets")).to_be_hidden()
+    assert "$" not in await tab.page.locator("#app").inner_text()
+
+
+async def test_the_panel_lists_the_calls_of_a_step_and_those_that_come(tab: Tab, workflows: Baton) -> None:
+    gate("a")
+    run = await workflows.insert(one(wait.new("a")))
+    for n in range(60):
+        await spend(workflows.dsn, run.id, "only", "0.001", model=f"model-{n}", input_tokens=100)
+    await tab.go(f"runs/{run.id}?step=1")
+    calls = tab.page.locator(".call")
+    await expect(calls).to_have_count(50)
+    await tab.page.get_by_text("Show 10 more").click()
+    await expect(calls).to_have_count(60)
+    await spend(
+        workflows.dsn,
+        run.id,
+        "only",
+        "0.25",
+        model="opus",
+        provider="anthropic",
+        input_tokens=2_000,
+        cache_read_tokens=400,
+        output_tokens=300,
+        reasoning_tokens=200,
+        key="draft",
+        latency_ms=1_500,
+    )
+    await expect(calls).to_have_count(61)
+    last = calls.last
+    await expect(last.locator("summary b")).to_have_text("$0.25")
+    await expect(last.locator("summary .num").first).to_have_text("2,000 → 300")
+    await last.locator("summary").click()
+    shown = await last.locator(".facts").inner_text()
+    for text in (
+        "anthropic",
+        "draft",
+        "2,000, of which 400 from a cache",
+        "300, of which 200 reasoning",
+        "1.5 s",
+    ):
+        assert text in shown
+    await expect(tab.page.locator(".panel-part .facts.inner")).to_contain_text("$0.31")
+
+
+async def test_a_budget_has_a_bar_and_is_added_to(tab: Tab, workflows: Baton) -> None:
+    gate("a")
+    workflow = one(
+        wait.new("a"),
+        budget=[Budget(usd=2, on_exhausted="pause"), Budget(key="tenant:<b>acme</b>", calls=100)],
+    )
+    run = await workflows.insert(workflow)
+    await eventually(lambda: is_executing(run))
+    async with await connected(workflows) as conn:
+        await conn.execute(
+            "UPDATE workflow_budgets SET spent_usd = 0.5, reserved_usd = 0.25 WHERE key IS NULL"
+        )
+    await tab.go(f"runs/{run.id}")
+    budgets = tab.page.locator(".run-head .budget")
+    await expect(budgets).to_have_count(2)
+    await expect(budgets.first).to_contain_text("$0.50 of $2.00")
+    await expect(budgets.first).to_contain_text("$0.25 reserved")
+    spent, reserved = await budgets.first.locator(".bar i").all()
+    assert await spent.evaluate("(one) => one.style.width") == "25%"
+    assert await reserved.evaluate("(one) => one.style.width") == "12.5%"
+    await expect(budgets.last).to_contain_text("tenant:<b>acme</b>")
+    await expect(budgets.last).to_contain_text("0 of 100 calls")
+    async with await connected(workflows) as conn:
+        await conn.execute("UPDATE workflow_budgets SET spent_usd = 2, reserved_usd = 0 WHERE key IS NULL")
+        await conn.execute(
+            "UPDATE workflows SET paused_at = clock_timestamp(), "
+            "paused_for = (SELECT id FROM workflow_budgets WHERE key IS NULL)"
+        )
+    await expect(budgets.first).to_contain_text("exhausted")
+    await expect(tab.page.locator(".banner")).to_contain_text("its budget is exhausted")
+    await budgets.first.get_by_role("button").click()
+    await tab.page.keyboard.type("1.5x")
+    await tab.page.keyboard.press("Enter")
+    await expect(tab.page.locator("dialog")).to_be_visible()
+    await tab.page.keyboard.press("Backspace")
+    await tab.page.keyboard.press("Enter")
+    await expect(tab.page.locator(".toast")).to_contain_text("$1.50 added")
+    await expect(budgets.first).to_contain_text("$2.00 of $3.50")
+    await expect(tab.page.locator(".banner")).to_have_count(0)
+
+
+async def is_executing(run: Run) -> bool:
+    return (await run.status()).states()["only"] == "executing"
+
+
+async def test_who_may_only_look_is_offered_nothing_to_add(chromium: Browser, workflows: Baton) -> None:
+    gate("a")
+    run = await workflows.insert(one(wait.new("a"), budget=Budget(usd=2)))
+    app = baton.web.app(workflows, authorize=baton.web.read_only)
+    async with Served(app) as served, Tab.opened(chromium, served.root) as tab:
+        await tab.go(f"runs/{run.id}")
+        await expect(tab.page.locator(".budget")).to_contain_text("$0.00 of $2.00")
+        await expect(tab.page.locator(".budget button")).to_have_count(0)
+        assert await tab.complaints() == []
+
+
+HOSTILE_PROMPT = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+
+
+async def test_prompts_are_read_when_asked_for_by_who_may_see_them(
+    chromium: Browser, workflows: Baton
+) -> None:
+    run = await finished(workflows, one(echo.new("hello")))
+    async with await connected(workflows) as conn:
+        for n in range(12):
+            await conn.execute(
+                "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt, model, request, response, context) "
+                "SELECT workflow_id, id, 1, %s, %s, %s, %s FROM workflow_nodes",
+                (
+                    f"model-{n}",
+                    Jsonb({"messages": [{"role": "user", "content": HOSTILE_PROMPT}]}),
+                    Jsonb({"choices": [{"message": {"role": "assistant", "content": f"answer {n}"}}]}),
+                    Jsonb({"before": [1, 2]}),
+                ),
+            )
+    for prompts in (False, True):
+        access = Access("ada", prompts=prompts)
+        app = baton.web.app(workflows, authorize=lambda _, access=access: access)
+        async with Served(app) as served, Tab.opened(chromium, served.root) as tab:
+            await tab.go(f"runs/{run.id}?step=1")
+            await expect(tab.page.locator(".panel-part h3").first).to_be_visible()
+            await expect(tab.page.get_by_text("Show what was asked")).to_have_count(int(prompts))
+            if prompts:
+                await tab.page.get_by_text("Show what was asked").click()
+                await expect(tab.page.locator(".panel details.attempt")).to_have_count(10)
+                await tab.page.get_by_text("Load more").click()
+                await expect(tab.page.locator(".panel details.attempt")).to_have_count(12)
+                last = tab.page.locator(".panel details.attempt", has_text="model-11")
+                # The newest is open.
+                for text in (HOSTILE_PROMPT, "answer 11", "before"):
+                    await expect(last.locator(".prompt")).to_contain_text(text)
+                assert await tab.texts(".panel details.attempt[open] .said-role") == ["user", "assistant"]
+            assert await tab.complaints() == []
 
 
 async def test_a_run_that_is_not_there_is_said_not_to_be(tab: Tab) -> None:

@@ -39,7 +39,7 @@ INSERT INTO workflow_completions (workflow_id, generation, outcome, failed_steps
 SELECT id, 1, outcome, '{{}}', finished_at FROM workflows;
 INSERT INTO workflow_deliveries (workflow_id, generation, consumer, due_at)
 SELECT id, 1, 'old', now() + interval '1 hour' FROM workflows;
-INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) SELECT id, 0, 1 FROM workflows;
+INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt) SELECT id, row_number() OVER (), 1 FROM workflows;
 INSERT INTO oban_jobs (state, queue, worker, attempt, attempted_at, completed_at)
 SELECT CASE WHEN n % 100 = 0 THEN 'available' ELSE 'completed' END::oban_job_state, 'old', 'W', 1, now(), now()
 FROM generate_series(1, {n}) AS n;
@@ -223,6 +223,8 @@ ASKED_OF_STEPS = {
     "order_by": "duration",
     "characters": 100,
     "limit": 50,
+    "attempt": None,
+    "bytes": 1_000_000,
 }
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -255,6 +257,9 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
         ("read_result_text", {"name": "a"}, "workflow_nodes_name"),
         ("read_dependencies", {"step_id": 3}, "workflow_edges_dependent"),
         ("read_dependents", {"step_id": 3}, "workflow_edges_pkey"),
+        ("find_debug_logs", {"after": 0}, "workflow_debug_logs_workflow"),
+        ("find_debug_logs", {"after": 9, "attempt": 2}, "workflow_debug_logs_workflow"),
+        ("find_debug_logs_of_step", {"after": 0}, "workflow_debug_logs_step"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
@@ -271,7 +276,10 @@ async def test_a_question_is_answered_from_an_index_in_the_order_of_its_pages(
         found = plans(json.dumps(row[0]))
         assert not [node for node in found if node["Node Type"] in ("Seq Scan", "Bitmap Heap Scan")]
         assert {node.get("Index Name") for node in found} & set(index.split(" or "))
-        if name in ("list_runs", "find_steps") and not asked.keys() & {"name_prefix", "inserted_before"}:
+        if name in ("list_runs", "find_steps", "find_debug_logs") and not asked.keys() & {
+            "name_prefix",
+            "inserted_before",
+        }:
             assert not [node for node in found if "Sort" in node["Node Type"]]
 
 

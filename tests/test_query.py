@@ -252,6 +252,11 @@ REFUSED: list[Callable[[query.Query, str], Awaitable[object]]] = [
     lambda q, run: q.get_step(run, None),
     lambda q, run: q.get_step(run, "s0", characters=0),
     lambda q, run: q.get_step(run, "s0", neighbours=1001),
+    lambda q, run: q.list_debug_logs(run, limit=101),
+    lambda q, run: q.list_debug_logs(run, after=-1),
+    lambda q, run: q.list_debug_logs(run, after=False),
+    lambda q, run: q.list_debug_logs(run, attempt=0),
+    lambda q, run: q.list_debug_logs(run, -1),
 ]
 
 
@@ -275,6 +280,7 @@ ABOUT_A_RUN: dict[str, Callable[..., Awaitable[Any]]] = {
     "read_result_text": lambda q, run, **scope: q.read_result_text(run, "s0", **scope),
     "read_stream": lambda q, run, **scope: q.read_stream(run, "s0", **scope),
     "read_graph": query.Query.read_graph,
+    "list_debug_logs": query.Query.list_debug_logs,
 }
 
 

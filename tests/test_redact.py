@@ -20,8 +20,12 @@ import httpx
 import msgspec
 import orjson
 import pytest
+from anthropic.types import Message
+from google.genai.types import GenerateContentResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai import RateLimitError
+from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from baton._redact import (
@@ -65,6 +69,10 @@ SECRETS = {
     "npm": f"npm_{A}",
     "PyPI": f"pypi-{A}",
     "SendGrid": f"SG.{A}.{A}",
+    "Notion": f"ntn_{A}",
+    "Linear": f"lin_api_{A}",
+    "Atlassian": f"ATATT3x{A}",
+    "Telegram": f"12345678:AA{A}x",
     "JWT": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P",
     "private key": f"-----BEGIN RSA PRIVATE KEY-----\n{A}\n{A}\n-----END RSA PRIVATE KEY-----",
     "OpenSSH key": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{A}\n-----END OPENSSH PRIVATE KEY-----",
@@ -230,12 +238,77 @@ def test_what_cannot_be_read_says_so() -> None:
     assert error_text(ValueError("x " * 10_000), 5_000).endswith("characters cut]")
 
 
+def test_answers_of_the_providers_own_packages_are_copied() -> None:
+    completion = ChatCompletion.model_validate(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt-6.1-sol",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "Hello."},
+                    "finish_reason": "stop",
+                    "logprobs": None,
+                }
+            ],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+            "unknown": {"new": 1},
+        }
+    )
+    message = Message.model_validate(
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude-opus-5-5",
+            "content": [{"type": "text", "text": "Hello."}],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": 9, "output_tokens": 2},
+        }
+    )
+    generated = GenerateContentResponse.model_validate(
+        {
+            "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello."}]}}],
+            "usageMetadata": {"promptTokenCount": 9},
+        }
+    )
+    for answer in (completion, message, generated):
+        kept = redacted(copied(answer))
+        assert "Hello." in json.dumps(kept)
+        assert "redacted" not in json.dumps(kept)
+        assert json.loads(answer.model_dump_json(exclude_none=True)).keys() <= kept.keys()  # type: ignore[union-attr]
+    assert copied(completion)["unknown"] == {"new": 1}  # type: ignore[index, call-overload]
+    request = httpx.Request("POST", "https://api.openai.com", headers={"Authorization": "Bearer hunter2"})
+    refused = RateLimitError(
+        f"Incorrect API key provided: {SECRETS['OpenAI']}",
+        response=httpx.Response(429, request=request),
+        body=None,
+    )
+    assert redacted(copied(refused)) == f"RateLimitError: Incorrect API key provided: {REDACTED}"
+    assert copied(request) == "[httpx.Request]"
+
+
 # --- without secrets --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize(
-    "around", ["{}", "my key is {}.", '"{}"', "x={},", "({})", "https://example.com/{}/x", "a\n{}\nb", "`{}`"]
+    "around",
+    [
+        "{}",
+        "my key is {}.",
+        '"{}"',
+        "x={},",
+        "({})",
+        "https://example.com/{}/x",
+        "a\n{}\nb",
+        "`{}`",
+        "a\\n{}\\n",
+        "\\u0022{}\\u0022",
+        "a%3D{}%26",
+    ],
 )
 def test_a_secret_is_known_by_its_shape(secret: str, around: str) -> None:
     assert "[redacted]" in redacted_text(around.format(secret))
@@ -266,6 +339,13 @@ def test_a_secret_is_known_by_its_shape(secret: str, around: str) -> None:
         "OPENAI_API_KEY=hunter2",
         "export DB_PASSWORD='hunter2'",
         "password: hunter2",
+        "password=ab<hunter2",
+        "password=ab'hunter2",
+        'password=ab"hunter2',
+        "password=a\\hunter2",
+        r"first\ncookie: sid=hunter2",
+        r"first\ntoken=hunter2",
+        '{"cmd": "login password=hunter2", "unfinished',
         "password = hunter2",
         "Password:\n  hunter2",
         'api_key => "hunter2"',

@@ -304,9 +304,10 @@ async def test_models_are_told_apart_in_one_run(client: Baton, baton_dsn: str) -
     run_id, other = str(uuid7()), str(uuid7())
     for run, model, cost in ((run_id, "a", "1"), (run_id, "b", "2"), (run_id, "a", "4"), (other, "a", "8")):
         await spend(baton_dsn, run, "draft", cost, model=model)
-    found = await client.stats.cost_by_model(run_id=run_id)
+    found = await client.stats.models_for_workflow(run_id)
     assert [(row.model, row.totals.cost_text) for row in found] == [("a", "$5.00"), ("b", "$2.00")]
-    assert await client.stats.cost_by_model(run_id=run_id, name_prefix="x") == ()
+    with pytest.raises(RunNotFound):
+        await client.stats.models_for_workflow(run_id, name_prefix="x")
 
 
 async def test_days_are_those_of_utc_whatever_the_session_says(
@@ -505,7 +506,12 @@ async def test_a_run_of_another_tenant_is_not_there(client: Baton, baton_dsn: st
         if spent:
             await spend(baton_dsn, run_id, "draft", "1")
         stats = client.stats
-        for ask in (stats.workflow_totals, stats.steps_for_workflow, stats.calls_for_workflow):
+        for ask in (
+            stats.workflow_totals,
+            stats.steps_for_workflow,
+            stats.models_for_workflow,
+            stats.calls_for_workflow,
+        ):
             await ask(run_id, name_prefix="a:")
             with pytest.raises(RunNotFound):
                 await ask(run_id, name_prefix="b:")
@@ -514,7 +520,12 @@ async def test_a_run_of_another_tenant_is_not_there(client: Baton, baton_dsn: st
 
 async def test_a_run_that_is_not_there_is_said_to_be_none(client: Baton) -> None:
     stats = client.stats
-    for ask in (stats.workflow_totals, stats.steps_for_workflow, stats.calls_for_workflow):
+    for ask in (
+        stats.workflow_totals,
+        stats.steps_for_workflow,
+        stats.models_for_workflow,
+        stats.calls_for_workflow,
+    ):
         with pytest.raises(RunNotFound, match="no call of a model is recorded"):
             await ask(uuid7())
         with pytest.raises(RunNotFound, match="no run's id"):
@@ -572,7 +583,8 @@ async def plan(db: psycopg.AsyncConnection, name: str, asked: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["read_cost_by_model", "read_cost_of_runs", "read_cost_of_steps", "list_calls"]
+    "name",
+    ["read_cost_by_model", "read_cost_of_runs", "read_cost_of_steps", "read_cost_of_models", "list_calls"],
 )
 async def test_what_is_read_often_is_read_by_an_index(
     baton_dsn: str, db: psycopg.AsyncConnection, name: str
@@ -582,7 +594,6 @@ async def test_what_is_read_often_is_read_by_an_index(
     asked = {
         "from": NOON,
         "to": NOON + timedelta(hours=1),
-        "run_id": None,
         "name_prefix": None,
         "limit": 10,
         "id": run_id,

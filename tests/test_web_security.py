@@ -18,13 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 import baton.web
-from baton import Baton, Run, Workflow, step
+from baton import Baton, Budget, Run, Workflow, step
 from baton.errors import InvalidOption
 from baton.web import ACTIONS, Access
 from baton.web import _app as web_app
 from baton.web._serve import Login
 from tests.kit.hostile import NAMES
 from tests.kit.reused import Reused
+from tests.kit.spent import spend
 from tests.kit.visitor import HOST, Visitor
 
 ROOT = Path(__file__).parent.parent
@@ -43,10 +44,10 @@ async def fail(value: str) -> str:
 
 
 def users(request: Request) -> Access | None:
-    """Ada may do everything to what is hers, Bob may look at what is his, root sees all."""
+    """Ada may do everything to what is hers and see its prompts, Bob may look at what is his, root sees all runs."""
     match request.headers.get("x-user"):
         case "ada":
-            return Access("ada", ACTIONS, name_prefix="ada:")
+            return Access("ada", ACTIONS, name_prefix="ada:", prompts=True)
         case "bob":
             return Access("bob", name_prefix="bob:")
         case "root":
@@ -139,6 +140,8 @@ def test_a_route_without_a_policy_is_refused() -> None:
         web_app.Endpoint("POST", "/new", handler, policy=web_app.VIEW)
     with pytest.raises(AssertionError):
         web_app.Endpoint("GET", "/new", handler, policy="cancel")
+    with pytest.raises(AssertionError):
+        web_app.Endpoint("POST", "/new", handler, policy=web_app.PROMPTS)
 
 
 @EVERY_ROUTE
@@ -618,7 +621,7 @@ async def test_a_host_that_is_not_named_is_refused_before_anything_else(
 
 @pytest.fixture
 def login() -> Login:
-    return Login(ACTIONS, "baton_ui_1", lambda: None)
+    return Login(ACTIONS, False, "baton_ui_1", lambda: None)
 
 
 @asynccontextmanager
@@ -776,18 +779,160 @@ async def test_what_steps_were_given_and_made_is_shown_in_the_step_alone(
         assert secret not in caplog.text
 
 
-async def test_captured_calls_are_nowhere_on_the_page(workflows: Baton, page: Any) -> None:
-    run = await finished(workflows, echoes("ada:1"))
+async def captured(workflows: Baton, name: str) -> Run:
+    """A run with a captured call that nobody should come across."""
+    run = await finished(workflows, echoes(name))
     async with await psycopg.AsyncConnection.connect(workflows.dsn, autocommit=True) as conn:
         await conn.execute(
-            "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt, request, response) "
-            'SELECT workflow_id, id, 1, \'{"prompt": "sk-captured"}\', \'{"text": "sk-captured"}\' FROM workflow_nodes'
+            "INSERT INTO workflow_debug_logs (workflow_id, step_id, attempt, model, request, response, context, error) "
+            "SELECT workflow_id, id, 1, 'gpt-5', %s, %s, %s, 'sk-raised' FROM workflow_nodes WHERE workflow_id = %s",
+            ('{"prompt": "sk-asked"}', '{"text": "sk-answered"}', '{"before": "sk-read"}', run.id),
         )
+    return run
+
+
+async def test_captured_calls_are_shown_to_those_alone_who_may_see_prompts(
+    workflows: Baton, page: Any
+) -> None:
+    run = await captured(workflows, "ada:1")
+    theirs = await captured(workflows, "bob:1")
+    async with visiting(page, "root") as root, visiting(page, "ada") as ada, visiting(page, "bob") as bob:
+        assert [(await each.json("api/session"))["prompts"] for each in (root, ada, bob)] == [
+            False,
+            True,
+            False,
+        ]
+        for visitor, target in ((root, run), (root, theirs), (bob, theirs), (ada, run)):
+            for route in routes():
+                path = url(route, target.id).removeprefix("/")
+                if method(route) != "GET" or route.path.endswith("/events"):
+                    continue
+                if route.policy == web_app.PROMPTS and visitor is ada:
+                    continue
+                answer = await visitor.get(path)
+                assert answer.status_code == (403 if route.policy == web_app.PROMPTS else answer.status_code)
+                assert "sk-" not in answer.text
+        for visitor, target in ((root, run), (bob, theirs)):
+            assert "captured" not in await visitor.json(f"api/runs/{target.id}/steps/1")
+        assert (await ada.json(f"api/runs/{run.id}/steps/1"))["captured"] is True
+        (shown,) = (await ada.json(f"api/runs/{run.id}/steps/1/prompts"))["prompts"]
+        # Theirs is not there for her, prompts or not.
+        assert (await ada.get(f"api/runs/{theirs.id}/steps/1/prompts")).status_code == 404
+        assert (await ada.get(f"api/runs/{run.id}/steps/9/prompts")).status_code == 404
+    assert json.loads(shown["request"]) == {"prompt": "sk-asked"}
+    assert json.loads(shown["response"]) == {"text": "sk-answered"}
+    assert json.loads(shown["context"]) == {"before": "sk-read"}
+    assert shown["error"] == "sk-raised"
+
+
+async def test_prompts_are_shown_to_nobody_unless_it_is_said(workflows: Baton) -> None:
+    run = await captured(workflows, "any")
+    for access in (Access("ada", ACTIONS), baton.web.read_only(None)):  # type: ignore[arg-type]
+        assert access.prompts is False
+        async with Visitor(baton.web.app(workflows, authorize=lambda _, access=access: access)) as visitor:
+            assert (await visitor.get(f"api/runs/{run.id}/steps/1/prompts")).status_code == 403
+
+
+async def test_who_looks_at_prompts_is_in_the_log_and_what_they_saw_is_not(
+    workflows: Baton, page: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="baton.web")
+    run = await captured(workflows, "ada:1")
     async with visiting(page) as visitor:
-        for route in routes():
-            if method(route) == "GET" and not route.path.endswith("/events"):
-                answer = await visitor.get(url(route, run.id).removeprefix("/"))
-                assert "sk-captured" not in answer.text
+        await visitor.json(f"api/runs/{run.id}/steps/1/prompts")
+    (line,) = [record.message for record in caplog.records if record.message.startswith("prompts")]
+    assert line == f"prompts by 'ada' from '127.0.0.1': run {run.id} step 'echo': '1 shown'"
+    assert "sk-" not in caplog.text
+
+
+async def test_costs_are_of_ones_own_runs(workflows: Baton, page: Any) -> None:
+    mine = await finished(workflows, echoes("ada:1"))
+    theirs = await finished(workflows, echoes("bob:1"))
+    await spend(workflows.dsn, mine.id, "echo", "0.10", model="mine")
+    await spend(workflows.dsn, theirs.id, "echo", "0.20", model="secret-model")
+    async with visiting(page) as visitor:
+        for path in ("", "/models", "/steps", "/steps/1", "/steps/1/calls"):
+            assert (await visitor.get(f"api/runs/{theirs.id}{path}")).status_code == 404
+            assert "secret-model" not in (await visitor.get(f"api/runs/{mine.id}{path}")).text
+        assert [one["model"] for one in (await visitor.json(f"api/runs/{mine.id}/models"))["models"]] == [
+            "mine"
+        ]
+
+
+# --- budgets ---------------------------------------------------------------------------------------
+
+
+def funded(name: str, *budgets: Budget) -> Workflow:
+    workflow = Workflow(name, budget=list(budgets))
+    workflow.add("echo", echo.new("hello"))
+    return workflow
+
+
+async def test_a_budget_that_the_run_does_not_draw_on_is_not_there(workflows: Baton, page: Any) -> None:
+    mine = await finished(workflows, funded("ada:1", Budget(key="shared", usd=1)))
+    theirs = await finished(workflows, funded("bob:1", Budget(usd=1), Budget(key="theirs", usd=1)))
+    async with visiting(page) as visitor:
+        path = f"api/runs/{mine.id}/add_budget"
+        for key in ("theirs", "unknown", "", "shared%", theirs.id, mine.id, None):
+            answer = await visitor.act(path, {"budget": key, "usd": "5"})
+            assert answer.status_code == 404, key
+        assert (await visitor.act(f"api/runs/{theirs.id}/add_budget", {"usd": "5"})).status_code == 404
+        assert (await visitor.act(path, {"budget": "shared", "usd": "5"})).status_code == 200
+        assert "theirs" not in (await visitor.get(f"api/runs/{mine.id}")).text
+    assert [one.usd.added for one in await workflows.budgets.for_run(theirs)] == [0, 0]
+    assert [one.usd.added for one in await workflows.budgets.for_run(mine)] == [5]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"usd": 5},
+        {"usd": 0.1},
+        {"usd": "-1"},
+        {"usd": "NaN"},
+        {"usd": "Infinity"},
+        {"usd": "1e999999999"},
+        {"usd": "1" * 31},
+        {"usd": "1000000.01"},
+        {"usd": "0.0000001"},
+        {"usd": "\u0665"},
+        {"usd": "five"},
+        {"usd": "0"},
+        {"usd": True},
+        {"tokens": "5"},
+        {"tokens": -5},
+        {"tokens": 1.5},
+        {"tokens": True},
+        {"tokens": 10**30},
+        {"calls": 10**13},
+        {"usd": "5", "budget": 1},
+        {"usd": "5", "budget": ["shared"]},
+        {"usd": "5", "key": "shared"},
+        {"usd": "5", "position": 1},
+    ],
+    ids=lambda body: json.dumps(body)[:40],
+)
+async def test_an_addition_that_cannot_be_changes_nothing(workflows: Baton, page: Any, body: Any) -> None:
+    run = await finished(workflows, funded("ada:1", Budget(usd=1, tokens=1, calls=1)))
+    async with visiting(page) as visitor:
+        answer = await visitor.act(f"api/runs/{run.id}/add_budget", body)
+    assert answer.status_code == 400, answer.text
+    (now,) = await workflows.budgets.for_run(run)
+    assert (now.usd.added, now.tokens.added, now.calls.added) == (0, 0, 0)
+
+
+async def test_an_addition_is_logged_with_who_and_what(
+    workflows: Baton, page: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="baton.web")
+    run = await finished(workflows, funded("ada:1", Budget(key="tenant:ada", usd=1)))
+    async with visiting(page) as visitor:
+        await visitor.act(f"api/runs/{run.id}/add_budget", {"budget": "tenant:ada", "usd": "5"})
+    (line,) = [record.message for record in caplog.records if record.message.startswith("add_budget")]
+    assert line.startswith(f"add_budget by 'ada' from '127.0.0.1': run {run.id}: ")
+    assert "budget 'tenant:ada'" in line
+    assert "$5.00 added" in line
 
 
 # --- what is asked ---------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 const MODEL_CALLS = 50;
 const MOST_MODEL_CALLS = 500;
+const MOST_SAID = 200;
 const KIND_WORDS = new Map([["usd", "dollars"], ["tokens", "tokens"], ["calls", "calls"]]);
-const shortNumber = new Intl.NumberFormat(LOCALE, { notation: "compact", maximumSignificantDigits: 3 });
+const shortNumber = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
 const money = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4 });
 
 /** A cost in few letters; a cost that is not known is never nothing. */
@@ -129,7 +130,7 @@ class Prompts {
     for (const button of this.foot.children) button.disabled = true;
     try {
       const found = await api.prompts(this.run, this.position, { cursor }, this.abort.signal);
-      const rows = found.prompts.map((prompt, index) => this.row(prompt, !cursor && index === found.prompts.length - 1));
+      const rows = found.prompts.map((prompt, index) => this.row(prompt, !found.next && index === found.prompts.length - 1));
       if (cursor) this.list.append(...rows);
       else this.list.replaceChildren(...rows);
       this.foot.replaceChildren(h("div", { class: "row" },
@@ -143,7 +144,7 @@ class Prompts {
 
   row(prompt, open) {
     const part = (title, text) => (text === null ? null : h("div", { class: "stack tight" },
-      h("div", { class: "part-head" }, h("h4", { text: title }), h("span", { class: "grow" }), copyButton(() => text, `Copy: ${title}`)), jsonView(text)));
+      h("div", { class: "part-head" }, h("h4", { text: title }), h("span", { class: "grow" }), copyButton(() => text, `Copy: ${title}`)), spokenView(text)));
     const body = h("div", { class: "prompt" });
     const details = h("details", { class: "attempt" },
       h("summary", {}, icon("chevron"), name(prompt.model ?? "unknown model", { class: "cut grow" }), prompt.error ? h("span", { class: "error-text", text: "failed" }) : null, h("span", { class: "num muted", text: `attempt ${prompt.attempt}` }), timeTag(prompt.at, { class: "muted" })), body);
@@ -160,6 +161,48 @@ class Prompts {
     details.open = open;
     return details;
   }
+}
+
+/** What was said in a request or an answer, as people read it, above all of it; all of it alone where nothing is found. */
+function spokenView(text) {
+  let said = [];
+  try {
+    said = spoken(JSON.parse(text)).slice(0, MOST_SAID);
+  } catch {
+    // Cut, or no JSON: shown as it is.
+  }
+  if (!said.length) return jsonView(text);
+  const whole = h("details", { class: "whole" }, h("summary", { class: "muted", text: "All of it, as JSON" }));
+  whole.addEventListener("toggle", () => whole.children.length === 1 && whole.append(jsonView(text)));
+  return h("div", { class: "stack tight" },
+    said.map(([role, words]) => h("div", { class: "said" }, h("span", { class: "said-role", dir: "auto", text: role }), h("div", { class: "said-text", tabindex: 0 }, longText(words, "said-words")))), whole);
+}
+
+/** `[role, text]` of each message, in the shapes of OpenAI, Anthropic and Google. What comes in another shape is left out. */
+function spoken(value) {
+  if (typeof value === "string") return [["text", value]];
+  if (Array.isArray(value)) return value.flatMap((one) => spoken(one));
+  if (value === null || typeof value !== "object") return [];
+  const role = typeof value.role === "string" ? value.role : typeof value.content === "string" || Array.isArray(value.content) ? "assistant" : "";
+  if (role && (value.content !== undefined || value.parts !== undefined)) {
+    const words = textsOf(value.content ?? value.parts).join("\n");
+    return words ? [[role, words]] : [];
+  }
+  const first = value.system ?? value.instructions ?? value.system_instruction;
+  const said = first === undefined ? [] : textsOf(first?.parts ?? first).map((words) => ["system", words]);
+  for (const key of ["messages", "input", "contents", "choices", "message", "output", "candidates", "content"]) {
+    const inner = value[key];
+    if (inner === null || inner === undefined) continue;
+    if (typeof inner === "string") said.push([key === "input" || key === "contents" ? "user" : "assistant", inner]);
+    else said.push(...spoken(inner));
+  }
+  return said;
+}
+
+function textsOf(content) {
+  if (typeof content === "string") return [content];
+  if (!Array.isArray(content)) return [];
+  return content.flatMap((part) => (typeof part === "string" ? [part] : typeof part?.text === "string" ? [part.text] : []));
 }
 
 /** What a run spent, by model and by budget, beside the graph. */

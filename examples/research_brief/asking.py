@@ -4,6 +4,8 @@
 `BATON_LLM_KEY`, else in `OPENAI_API_KEY`. Without the first two no model is asked.
 """
 
+import asyncio
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ class Endpoint:
     key: str = field(repr=False)
 
     def client(self) -> "AsyncOpenAI":
-        from openai import AsyncOpenAI  # takes half a second, and is for those who ask models
+        from openai import AsyncOpenAI
 
         # Retries are the step's: each is an attempt that is seen, and the wait for one holds no place in the queue.
         return AsyncOpenAI(base_url=self.url, api_key=self.key, max_retries=0, timeout=TIMEOUT)
@@ -82,6 +84,8 @@ async def ask[T](request: Request, read: Callable[[str], T], returns: object) ->
 
 
 async def _answer(here: Endpoint, request: Request) -> str:
+    # Takes a second the first time, in which the event loop has other steps to serve.
+    await asyncio.to_thread(importlib.import_module, "openai")
     text, ended, used = "", None, None
     async with here.client() as client:
         chunks = await client.chat.completions.create(

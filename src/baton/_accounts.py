@@ -31,7 +31,7 @@ from baton._deadline import end, pause_after, within
 from baton._names import uuid7
 from baton._redact import Copy, JsonValue, error_text, weighed
 from baton._usage import Usage
-from baton.errors import InvalidResult
+from baton.errors import ResultError
 from baton.pricing import Price, Pricing, given, price_of
 
 logger = logging.getLogger("baton.step")
@@ -52,8 +52,10 @@ _MOST_KEPT = 100_000
 _MOST_KEPT_BYTES = 64_000_000
 # Of the results that one attempt reads and that wait for a captured call.
 _MOST_SEEN = 1_000_000
-# SQLSTATE classes of what passes: the server is away, full or a standby, or somebody was faster.
+# SQLSTATE classes of what passes by itself: the server is away, full or a standby, or somebody was faster.
 _PASSING = ("08", "25", "40", "53", "55", "57", "58")
+# Those that say "not these values". What is neither, such as a right that is missing, passes when somebody has seen to it.
+_REFUSED = ("21", "22", "23", "54", "P0")
 
 
 class Books(_reserving.Treasury, Protocol):
@@ -114,8 +116,8 @@ class Entry:
             "cache_read_tokens": usage.cache_read_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
-            "units": dict(usage.units) or None,
-            "latency_ms": None if usage.latency is None else usage.latency * 1_000,
+            "units": {_text(name): count for name, count in usage.units.items()} or None,
+            "latency_ms": None if usage.latency is None else max(0.0, usage.latency * 1_000),
             "cost_usd": None if price is None else str(price.cost),
             "price_source": None if price is None else price.source,
             "price_version": None if price is None else price.version,
@@ -333,6 +335,8 @@ class Ledger:
         self._stores: set[asyncio.Task[bool]] = set()
         self._hurried = asyncio.Event()
         self._failures = 0
+        # Outcomes do not: nobody knows how long that takes.
+        self._waits_for_somebody = False
         self._stopped = False
 
     def begin(
@@ -388,7 +392,7 @@ class Ledger:
             Whether the attempt holds its job; if not, only what was used is written.
 
         Raises:
-            InvalidResult: The database refuses the value.
+            ResultError: The database refuses the value.
         """
         task = asyncio.create_task(self._store(accounts, key, value, entries), name="baton-store-call")
         self._stores.add(task)
@@ -414,8 +418,8 @@ class Ledger:
                         ),
                     )
                 except (psycopg.Error, OSError, TimeoutError) as error:
-                    if isinstance(error, psycopg.Error) and not _may_pass(error):
-                        raise InvalidResult(
+                    if isinstance(error, psycopg.Error) and not _passes(error):
+                        raise ResultError(
                             f"the database refuses the value of call {key!r} of step {accounts.name!r}: {_one_line(error)}"
                         ) from error
                     failures += 1
@@ -439,14 +443,14 @@ class Ledger:
     async def finish(self, accounts: Accounts) -> None:
         """Wait until what an attempt used is written. Not for ever: what is not goes on being tried after that."""
         self.add([], accounts.closed_logs())
-        if not accounts.unwritten:
+        if not accounts.unwritten or self._waits_for_somebody:
             return
         accounts.all_written = asyncio.Event()
         self._ensure_writer()
         self._hurried.set()
         try:
             async with asyncio.timeout(_PATIENCE):
-                while accounts.unwritten:
+                while accounts.unwritten and not self._waits_for_somebody:
                     accounts.all_written.clear()
                     await accounts.all_written.wait()
         except TimeoutError:
@@ -460,6 +464,8 @@ class Ledger:
 
     async def stop(self) -> None:
         """End the writer. What it has is written, if that is a matter of a moment."""
+        if self._entries or self._logs:
+            self._ensure_writer()
         writer = self._writer
         pending = {*self._stores, *([writer] if writer is not None else [])}
         if pending:
@@ -495,14 +501,23 @@ class Ledger:
                     entries = []
                 await self._deliver(entries, logs)
                 self._failures = 0
+                self._waits_for_somebody = False
             except (psycopg.Error, OSError, TimeoutError) as error:
                 self._failures += 1
-                if self._failures == 1:
-                    logger.warning(
+                self._waits_for_somebody = isinstance(error, psycopg.Error) and not _passes(error)
+                if self._failures == 1 or self._waits_for_somebody:
+                    logger.log(
+                        logging.ERROR if self._waits_for_somebody else logging.WARNING,
                         "what steps used of models cannot be written (%s); it is kept, and tried again",
                         _one_line(error),
                     )
+                if self._waits_for_somebody:
+                    self._let_go()
                 await asyncio.sleep(pause_after(self._failures, first=2 * _INTERVAL, longest=_LONGEST_PAUSE))
+            except Exception as error:
+                logger.exception("what steps used of models cannot be written")
+                _lose(entries, f"writing it failed: {_one_line(error)}")
+                self._forget(entries, logs)
             try:
                 async with asyncio.timeout_at(next_at):
                     await self._hurried.wait()
@@ -527,7 +542,7 @@ class Ledger:
         try:
             await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
         except psycopg.Error as error:
-            if _may_pass(error):
+            if not _is_refused(error):
                 raise
             if len(entries) + len(logs) > 1:
                 # One that is refused must not take the others with it.
@@ -572,7 +587,10 @@ class Ledger:
         for entry in entries:
             if not entry.is_told:
                 entry.is_told = True
-                entry.context.run(self._told, entry)
+                try:
+                    entry.context.run(self._told, entry)
+                except Exception:
+                    logger.exception("telling of a call of %s failed; everything goes on", _what(entry))
 
     def _forget(self, entries: Sequence[Entry], logs: Sequence[Log]) -> None:
         with self._lock:
@@ -583,6 +601,15 @@ class Ledger:
                     self._log_bytes -= log.size
         for accounts in (*(entry.accounts for entry in entries), *(log.accounts for log in logs)):
             self._less(accounts)
+
+    def _let_go(self) -> None:
+        """Let no outcome wait any longer."""
+        with self._lock:
+            waiting = {entry.accounts for entry in self._entries.values()}
+            waiting |= {log.accounts for log in self._logs.values()}
+        for accounts in waiting:
+            if accounts.all_written is not None:
+                accounts.all_written.set()
 
     def _less(self, accounts: Accounts) -> None:
         with self._lock:
@@ -616,7 +643,11 @@ def _one_line(error: BaseException) -> str:
     return clean_text(" ".join(str(error).split()), 300) or type(error).__name__
 
 
-def _may_pass(error: psycopg.Error) -> bool:
+def _is_refused(error: psycopg.Error) -> bool:
+    return not _passes(error) if error.sqlstate is None else error.sqlstate.startswith(_REFUSED)
+
+
+def _passes(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     return error.sqlstate.startswith(_PASSING)

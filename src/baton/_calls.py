@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -140,7 +140,8 @@ async def once[T](
         key: 1 to 200 printable characters, the step's own. What it stands for is yours to say: another prompt, another key.
         call: Makes the call.
         returns: Type of the value, such as `ChatCompletion`; else it is the call's return annotation, else plain JSON. The
-            value is always made anew from the stored JSON, the first time as well.
+            value is always made anew from the stored JSON, the first time as well; NUL characters and lone surrogates in it,
+            which PostgreSQL refuses, are U+FFFD then.
         request: As for `call_llm`.
         model: As for `call_llm`.
         reserve: As for `call_llm`.
@@ -172,8 +173,21 @@ async def once[T](
                 f"returns={value.foreign}), and the next attempt gets it"
             )
         return cast("T", _codec.decode(value.text))
+    decoded = _codec.decode(value.text)
+    if _is_answer(annotation) and isinstance(decoded, dict):
+        return cast("T", cast("Any", annotation).construct(**decoded))
     where = f"the value of call {key!r} of step {accounts.name!r}"
-    return cast("T", _codec.restore(_codec.decode(value.text), annotation, where=where))
+    return cast("T", _codec.restore(decoded, annotation, where=where))
+
+
+def _is_answer(kind: Any) -> bool:
+    """Whether a type is a model of an SDK's such as OpenAI's or Anthropic's, which make their answers without validation.
+
+    What a provider sent may not fit its own SDK's types, and a field that it did not send is not one that it sent as null:
+    passed on in the next request, that can be refused. So they are stored as they were sent, and made as the SDK makes them.
+    """
+    made_by = getattr(getattr(kind, "construct", None), "__module__", "")
+    return isinstance(kind, type) and hasattr(kind, "to_dict") and made_by.endswith("._models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +205,9 @@ class _Call:
     accounts: Accounts
     key: str | None
     reservation: UUID | None
+    outer: _Call | None
+    """The call that this one is a part of."""
+    asked_for: str | None
     entries: list[Entry] = field(default_factory=list)
     is_recorded: bool = False
     """Whether anything was, be it by a stored call within this one, which has written it already."""
@@ -204,7 +221,7 @@ class _Call:
                 return False
             self.is_recorded = True
             for entry in entries:
-                entry.key = self.key
+                entry.key, entry.asked_for = self.key, self.asked_for
             self.entries.extend(entries)
         if self.reservation is None:
             # Nothing is to be settled with them, so they need not wait for the call, which may be long.
@@ -250,11 +267,12 @@ async def _make[T](
         else None
     )
     sent = None if request is None else accounts.snapshot(request)
-    under_way = _Call(accounts, key, reservation)
+    under_way = _Call(accounts, key, reservation, outer, asked_for)
     token = _under_way.set(under_way)
     began = time.monotonic()
     try:
         value = await _awaited(call)
+        _check_whole(value)
     except BaseException as error:
         _under_way.reset(token)
         entries = under_way.close()
@@ -301,6 +319,14 @@ async def _awaited[T](call: Callable[[], Awaitable[T]]) -> T:
     return await made
 
 
+def _check_whole(value: object) -> None:
+    """Refuse a stream: its call has only begun, and what it used is told at its end."""
+    if isinstance(value, (AsyncIterable, Iterator)):
+        raise InvalidOption(
+            f"the call returned a stream, {type(value).__name__}: read it to its end within the call, and return what it said"
+        )
+
+
 def _read_value(accounts: Accounts, value: object, *, latency: float, asked_for: str | None) -> list[Entry]:
     try:
         return read_entries(accounts, value, latency=latency, asked_for=asked_for)[1]
@@ -336,7 +362,11 @@ async def _stored_or_made(
     ledger.add([], made.logs)
     try:
         text = _codec.encode(
-            made.value, root=f"value of call {key!r}", limit=_step.attempt_here().result_limit
+            cast("Any", made.value).to_dict(mode="json") if _is_answer(type(made.value)) else made.value,
+            root=f"value of call {key!r}",
+            limit=_step.attempt_here().result_limit,
+            # What a model wrote is paid for, whatever characters are in it.
+            mend=True,
         )
     except BaseException:
         ledger.add(made.entries)
@@ -353,6 +383,14 @@ async def _in_one_flight(
     accounts: Accounts, key: str, begin: Callable[[], Coroutine[Any, Any, _Value]]
 ) -> _Value:
     """What `begin` comes to; of several at once, one begins, and the others get what it got."""
+    enclosing = _under_way.get()
+    while enclosing is not None:
+        if enclosing.key == key and enclosing.accounts is accounts and enclosing.is_open:
+            raise InvalidOption(
+                f"call {key!r} of step {accounts.name!r} is made within itself, and would wait for its own value; give one of "
+                "the two another key"
+            )
+        enclosing = enclosing.outer
     while True:
         with accounts.lock:
             flight = accounts.flights.get(key)

@@ -33,6 +33,7 @@ _PADDING = 254 - MAX_DEPTH
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class Refused(Exception):
@@ -57,7 +58,12 @@ class Claim(Protocol):
 
 
 def encode(
-    value: object, *, root: str, limit: int | None = None, error: type[BatonError] = InvalidResult
+    value: object,
+    *,
+    root: str,
+    limit: int | None = None,
+    error: type[BatonError] = InvalidResult,
+    mend: bool = False,
 ) -> str:
     """Write a value as JSON that PostgreSQL can store and that reads back as the same value.
 
@@ -69,13 +75,14 @@ def encode(
         root: What the value is called in messages, such as `result`.
         limit: Largest size allowed, in bytes of UTF-8.
         error: Raised for a refused value; InvalidResult also gets the path.
+        mend: Put U+FFFD in place of NUL characters and lone surrogates, instead of refusing them.
 
     Raises:
         InvalidResult: JSON cannot hold the value; the message begins with the path to the culprit.
         ResultTooLarge: The text is over `limit`.
     """
     try:
-        text = dump(value)
+        text = dump(value, mend=mend)
     except Refused as refused:
         path = render_path(root, refused.path)
         message = f"{path}: {refused.reason}"
@@ -90,8 +97,8 @@ def encode(
     return text.decode()
 
 
-def dump(value: object, claim: Claim | None = None) -> bytes:
-    """Write a value as JSON. `claim` sees what is not JSON, with its path, and may leave a null there.
+def dump(value: object, claim: Claim | None = None, *, mend: bool = False) -> bytes:
+    """Write a value as JSON. `claim` sees what is not JSON, with its path, and may leave a null there. `mend` is `encode`'s.
 
     Raises:
         Refused: JSON cannot hold the value.
@@ -102,9 +109,10 @@ def dump(value: object, claim: Claim | None = None) -> bytes:
     try:
         text = orjson.dumps(padded, _simplify, _OPTIONS)[_PADDING:-_PADDING]
     except TypeError:
-        return orjson.dumps(_plain(value, claim))
+        return orjson.dumps(_plain(value, claim, mend=mend))
     if b"\\u0000" in text or (b"null" in text and not _reads_back(text, value)):
-        _plain(value, claim)
+        plain = _plain(value, claim, mend=mend)
+        return orjson.dumps(plain) if mend else text
     return text
 
 
@@ -183,7 +191,7 @@ def _reads_back(text: bytes, value: object) -> bool:
         return False
 
 
-def _plain(value: object, claim: Claim | None) -> JsonValue:
+def _plain(value: object, claim: Claim | None, *, mend: bool = False) -> JsonValue:
     """Rebuild a value from plain types, or raise Refused with the path to what cannot be.
 
     The walk keeps one path and one set of containers, and goes down before it goes on: a structure that
@@ -238,6 +246,8 @@ def _plain(value: object, claim: Claim | None) -> JsonValue:
         return members
 
     def checked(text: str, what: str) -> str:
+        if mend:
+            return _UNSTORABLE.sub("\ufffd", text)
         if "\0" in text:
             raise refuse(f"{what} {_shown(text)} has a NUL character, which PostgreSQL refuses; remove it")
         if not text.isascii() and (found := _SURROGATE.search(text)):

@@ -71,7 +71,7 @@ def cost(
                 total = await stats.workflow_totals(run_id, name_prefix=name_prefix)
                 if wanted == "step":
                     return total, await stats.steps_for_workflow(run_id, limit=limit, name_prefix=name_prefix)
-                return total, await stats.cost_by_model(run_id=run_id, limit=limit, name_prefix=name_prefix)
+                return total, await stats.models_for_workflow(run_id, limit=limit, name_prefix=name_prefix)
             total = await stats.totals(from_, to, name_prefix=name_prefix)
             asked: Any = {"from_": from_, "to": to, "name_prefix": name_prefix, "limit": limit}
             match wanted:

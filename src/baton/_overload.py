@@ -91,6 +91,15 @@ def never_sent(error: BaseException) -> bool:
     return _of_all(error, _was_never_sent)
 
 
+def is_free(error: BaseException) -> bool:
+    """Whether no provider takes money for it: the request was never sent, or was answered with an error instead of an answer.
+
+    False where that is not known, as of a stream that began and then failed: what came of it may be paid for. Of a group, it
+    must be so of all of its exceptions.
+    """
+    return _of_all(error, _was_free)
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the provider answered with, None if there was no answer. Of a group, the first one's."""
     for one in _leaves(error):
@@ -132,6 +141,14 @@ def _was_never_sent(error: BaseException) -> bool:
         or not _UNSENT.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
         for cause in _causes(error)
     )
+
+
+def _was_free(error: BaseException) -> bool:
+    causes = list(_causes(error))
+    if any(_get(cause, "in_stream") is True for cause in causes):
+        # Pydantic AI gives these the status that they would have had.
+        return False
+    return _was_never_sent(error) or any(_status(cause) is not None for cause in causes)
 
 
 def _status(error: BaseException) -> int | None:

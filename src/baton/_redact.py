@@ -202,10 +202,7 @@ def error_text(error: BaseException, most: int = _MOST_OF_A_TEXT) -> str:
 
 
 def redacted(value: JsonValue) -> JsonValue:
-    """The same without what is a secret by its name or by its shape, and without long runs of base64.
-
-    Again changes nothing.
-    """
+    """The same without what is a secret by its name or by its shape, and without long runs of base64."""
     return _redacted(value, 0)
 
 
@@ -217,7 +214,7 @@ def _redacted(value: JsonValue, depth: int) -> JsonValue:
     if isinstance(value, list):
         match value:
             # A header, as lists of them have it.
-            case [str(name), str(_)] if is_secret(name):
+            case [str(name), str() | int() | float()] if is_secret(name):
                 return [name, REDACTED]
         return [_redacted(item, depth + 1) for item in value]
     if isinstance(value, dict):
@@ -321,8 +318,11 @@ _PRIVATE_KEY = re.compile(
     r"(?:-----END (?:[A-Z0-9]{1,16} ){0,4}PRIVATE KEY(?: BLOCK)?-----|\Z)",
     re.DOTALL,
 )
+# Where a word can begin: also behind what an escape in JSON or in a URL ends with.
+_BEGIN = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
 _SHAPES = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
+    _BEGIN
+    + r"(?:"
     + "|".join(
         (
             r"sk-[A-Za-z0-9_-]{16,}",  # OpenAI, Anthropic, OpenRouter, Langfuse, DeepSeek
@@ -338,13 +338,16 @@ _SHAPES = re.compile(
             r"tvly-[A-Za-z0-9_-]{16,}|lsv2_[A-Za-z0-9_]{20,}|pcsk_[A-Za-z0-9_]{20,}|fw_[A-Za-z0-9]{20,}",
             r"npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{30,}|dop_v1_[a-f0-9]{32,}|dapi[a-f0-9]{32,}",
             r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}",  # SendGrid
+            r"ntn_[A-Za-z0-9]{20,}|secret_[A-Za-z0-9]{32,}|lin_api_[A-Za-z0-9]{20,}|figd_[A-Za-z0-9_-]{20,}",
+            r"shp(?:at|ca|pa|ss)_[a-f0-9]{32}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|sbp_[a-f0-9]{40}|ATATT3[A-Za-z0-9_=-]{20,}",
+            r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}",  # Telegram
         )
     )
     + r")"
 )
 _SLACK_HOOK = re.compile(r"(hooks\.slack\.com/(?:services|workflows|triggers)/)[A-Za-z0-9/_-]{8,}")
 # A whole run each time, so that no run is gone through twice; what has no dot is no JWT.
-_JWT = re.compile(r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,4}")
+_JWT = re.compile(_BEGIN + r"eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,4}")
 _BEARER = re.compile(r"(?i)\b(bearer\s{1,8})([A-Za-z0-9._~+/=-]{6,})")
 _BASIC = re.compile(r"(?i)\b(basic\s{1,8})([A-Za-z0-9+/_-]{4,}={0,2})")
 _IN_A_URL = re.compile(r"(://)(?:[^\s/@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}|[^\s/@:\"'<>\\]{20,1024})@")
@@ -354,13 +357,14 @@ _IN_A_QUERY = re.compile(
 )
 # What may be the name of a secret, up to where its value begins.
 _NAMED = re.compile(
-    r"(?<![\w-])-{0,2}([A-Za-z_][\w-]{0,63})(?:\\{0,3}[\"'])?(?:\s{0,8}(?::=|=>|[:=])\s{0,8}|>)"
+    r"(?:(?<![\w\\-])|(?<=\\[nrt]))-{0,2}([A-Za-z_][\w-]{0,63})(?:\\{0,3}[\"'])?(?:\s{0,8}(?::=|=>|[:=])\s{0,8}|>)"
 )
 _FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{0,63})\s{1,8}(?![\s-])")
 _VALUE = re.compile(
     r"(?P<quote>[\"'])(?P<quoted>(?:\\.|(?!(?P=quote))[^\\\n]){1,4096})"
     r"|(?P<escape>\\{1,3}[\"'])(?P<escaped>(?:(?!(?P=escape))[^\n]){1,4096})"
-    r"|(?P<bare>[^\s\"'\\<]{1,4096})"
+    # One without quotes may have them inside, but for one that ends what it stands in; so may backslashes.
+    r"|(?P<bare>(?:[^\s\"'\\<]|[\"'](?![\s,;:}\])>]|\Z)|\\(?![nrtu\"'\\])|<(?!/)){1,4096})"
 )
 _LINE = re.compile(r"(?P<quote>\\{0,3}[\"']?)(?P<bare>[^\r\n\"'\\]{1,4096})")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{512,}")

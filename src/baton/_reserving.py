@@ -151,10 +151,11 @@ async def may_start(claimant: Claimant) -> None:
 async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | None) -> None:
     """A call came to nothing that could be read: give back what was set aside for it, or charge it, as its error says.
 
-    A provider that answered with an error, or was never reached, is not paid. Of all else, such as a timeout, nobody knows.
+    A provider that answered with an error, or was never reached, is not paid. Of all else, such as a timeout or a stream that
+    failed late, nobody knows.
     Should the database be away, it is charged when the attempt has ended.
     """
-    charged = error is not None and not _is_free(error)
+    charged = error is not None and not _overload.is_free(error)
     try:
         await treasury.end_reservations([reservation_id], charged=charged)
     except (psycopg.Error, OSError, TimeoutError) as failure:
@@ -162,14 +163,6 @@ async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | N
             "what was set aside for a call stays so until its attempt has ended, and is charged then: %s",
             failure,
         )
-
-
-def _is_free(error: BaseException) -> bool:
-    return (
-        _overload.never_sent(error)
-        or _overload.status_of(error) is not None
-        or _overload.is_overloaded(error)
-    )
 
 
 async def _asked(

@@ -432,7 +432,10 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
     show_default=True,
     help="Port; unless it is named, one of the next if it is taken. 0 for any.",
 )
-@click.option("--actions", is_flag=True, help="Let the page cancel, retry, re-run, pause and resume.")
+@click.option(
+    "--actions", is_flag=True, help="Let the page cancel, retry, re-run, pause, resume and add to budgets."
+)
+@click.option("--prompts", is_flag=True, help="Let the page show captured calls of models.")
 @click.option(
     "--allow-host",
     "allow_hosts",
@@ -443,7 +446,13 @@ def doctor(target: Target, as_json: bool, strict: bool, verbose: bool) -> None:
 @click.option("--open", "open_browser", is_flag=True, help="Open it in a browser.")
 @database_options
 def ui(
-    target: Target, host: str, port: int, actions: bool, allow_hosts: tuple[str, ...], open_browser: bool
+    target: Target,
+    host: str,
+    port: int,
+    actions: bool,
+    prompts: bool,
+    allow_hosts: tuple[str, ...],
+    open_browser: bool,
 ) -> None:
     """Show runs live in a browser, until Ctrl-C.
 
@@ -477,6 +486,7 @@ def ui(
         port=port,
         search=not named,
         actions=actions,
+        prompts=prompts,
         allow_hosts=allow_hosts,
         used=tell,
     )

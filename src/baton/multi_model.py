@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # In the args of a job: the model that its step is to ask; of a synthesis, each model with its step, in a list because jsonb has
 # an order of its own for keys.
-MODEL = "workflow_model"
+_MODEL = "workflow_model"
 _ARMS = "workflow_arms"
 
 
@@ -92,7 +92,7 @@ def configure(workflow: Workflow, models: Mapping[str, str]) -> None:
                 f"workflow {workflow.name!r} has step {step!r} already, which was added without the model; call configure first"
             )
     for step, model in chosen.items():
-        workflow._entries[step] = {MODEL: model}
+        workflow._entries[step] = {_MODEL: model}
 
 
 @overload
@@ -117,7 +117,7 @@ def model_for(job: Job | str, default: str | None = None, /) -> str:
         default = job
     else:
         args = job.args
-    found = args.get(MODEL)
+    found = args.get(_MODEL)
     if isinstance(found, str):
         return found
     if not isinstance(default, str):
@@ -250,12 +250,12 @@ def fan_out(
     try:
         refs: dict[str, Ref[Any]] = {}
         for model, arm in arms.items():
-            _note(workflow, arm, {MODEL: model})
+            _note(workflow, arm, {_MODEL: model})
             refs[model] = workflow.add(arm, made, deps=deps)
         fan: FanOut[Any, Any] = FanOut(name=name, arms=types.MappingProxyType(refs), synthesis=None)
         if synthesize_with is None:
             return fan
-        chosen = {} if synthesize_model is None else {MODEL: model_name(synthesize_model)}
+        chosen = {} if synthesize_model is None else {_MODEL: model_name(synthesize_model)}
         end = f"{name}_{SYNTHESIS}"
         _note(workflow, end, {**chosen, _ARMS: [[*arm] for arm in arms.items()]})
         job = _synthesis(workflow, fan, made, synthesize_with, synthesize_args, flags)
@@ -376,9 +376,9 @@ def _synthesis(
 def _note(workflow: Workflow, step: str, entries: dict[str, Any]) -> None:
     """Put more into the args of a step that will be added; another model that was configured for it stands in the way."""
     configured = workflow._entries.get(step, {})
-    if MODEL in configured and entries.get(MODEL, configured[MODEL]) != configured[MODEL]:
+    if _MODEL in configured and entries.get(_MODEL, configured[_MODEL]) != configured[_MODEL]:
         raise InvalidOption(
-            f"step {step!r} was configured with model {configured[MODEL]!r}, and the fan-out gives it {entries[MODEL]!r}; "
+            f"step {step!r} was configured with model {configured[_MODEL]!r}, and the fan-out gives it {entries[_MODEL]!r}; "
             "leave one of them out"
         )
     workflow._entries[step] = {**configured, **entries}

@@ -512,7 +512,7 @@ class Query:
         _check_range("limit", limit, _MOST_LOGS)
         if attempt is not None:
             _check_range("attempt", attempt, _LATEST_POSITION)
-        if after != 0:
+        if after != 0 or isinstance(after, bool):
             _check_range("after", after, 2**63 - 1)
         asked = {"attempt": attempt, "after": after, "limit": limit + 1, "bytes": _LOGS_BYTES}
         name, which = ("find_debug_logs", {}) if step is None else ("find_debug_logs_of_step", _which(step))

@@ -327,17 +327,11 @@ class Stats:
         from_: datetime | None = None,
         to: datetime | None = None,
         *,
-        run_id: str | UUID | None = None,
         name_prefix: str = "",
         limit: int = _MOST_ROWS,
     ) -> tuple[ModelCost, ...]:
-        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last.
-
-        Args:
-            run_id: Only the calls of this run.
-            limit: 1 to 10,000.
-        """
-        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit, run_id)
+        """As `totals`, by provider and model, the dearest first; those of an unknown cost come last."""
+        rows = await self._report("read_cost_by_model", from_, to, name_prefix, limit)
         return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
     async def cost_by_label(
@@ -423,15 +417,9 @@ class Stats:
         to: datetime | None,
         name_prefix: str,
         limit: int = 1,
-        run_id: str | UUID | None = None,
     ) -> list[dict[str, Any]]:
         _check_range("limit", limit, _MOST_ROWS)
-        asked = {
-            **_between(from_, to),
-            "run_id": None if run_id is None else _id_option("run_id", run_id),
-            "name_prefix": _beginning(name_prefix),
-            "limit": limit,
-        }
+        asked = {**_between(from_, to), "name_prefix": _beginning(name_prefix), "limit": limit}
         async with self._reading("a report", _REPORT_SECONDS) as conn:
             return await self._rows(conn, name, asked)
 

@@ -73,6 +73,23 @@ def streams(gate: str) -> None:
         time.sleep(0.002)
 
 
+@step(max_attempts=5)
+async def pays() -> int:
+    """Asks a model, once, which answers with the process that asked. The first attempt never ends."""
+
+    async def call() -> int:
+        tell("call")
+        baton.record_usage(baton.Usage(model="m", input_tokens=1, output_tokens=5))
+        return os.getpid()
+
+    tell("start")
+    answer = await baton.once("answer", call)
+    if baton.current().attempt == 1:
+        tell("end")
+        await asyncio.Event().wait()
+    return answer
+
+
 @step(max_attempts=1)
 def raises() -> None:
     raise ValueError("no hope")

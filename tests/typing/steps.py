@@ -6,8 +6,11 @@ from typing import Any, assert_type
 
 from oban.job import Job
 
+from baton import LLMWorker, call_llm, llm_step, multi_model, once, record_usage
 from baton._declare import AsyncStep, PlainStep, Ref, StepJob, step
 from baton._outcomes import Cancel, Snooze
+from baton._usage import Usage
+from baton.multi_model import FanOut
 from baton.workflow import Workflow
 
 
@@ -43,6 +46,40 @@ async def label(text: str, **extra: float) -> None: ...
 
 @step
 def first(document: Document) -> Document | Snooze | Cancel: ...
+
+
+@llm_step
+async def summarize(documents: list[Document]) -> str | Snooze: ...
+
+
+@llm_step(timeout=60)
+def ask(text: str) -> str: ...
+
+
+class Rate(LLMWorker, max_attempts=3, timeout=60):
+    async def process(self, job: Job) -> dict[str, int]: ...
+
+
+def llm_steps_are_typed_as_steps() -> None:
+    workflow = Workflow("llm")
+    documents = workflow.add("fetch", fetch.new(topic="x"))
+    text = workflow.add("summarize", summarize.new(documents.result))
+    assert_type(text, Ref[str])
+    workflow.add("ask", ask.new(text.result))
+    assert_type(workflow.add("rate", Rate.new({"text": "x"}), deps=[text]), Ref[Any])
+    workflow.add("ask2", ask.new(documents.result))  # E
+    summarize.new("x")  # E
+
+
+async def calls_keep_the_type_of_their_value(document: Document) -> None:
+    async def call() -> Document: ...
+
+    assert_type(await call_llm(call), Document)
+    assert_type(await call_llm(lambda: call(), model="m"), Document)
+    assert_type(await once("key", call, returns=Document), Document)
+    assert_type(record_usage({"model": "m"}, cost="0.10"), Usage)
+    await once("key", document)  # E
+    await call_llm(lambda: document)  # E
 
 
 def snoozes_and_cancels_are_no_results() -> None:
@@ -106,6 +143,36 @@ def options_keep_the_type() -> None:
     keywords.with_options(queue=3)  # E
     keywords.with_options(backoff=None)  # E
     plain.new()
+
+
+@llm_step(queue=5)  # E
+async def misdeclared_too() -> None: ...
+
+
+@step
+def join(answers: dict[str, list[str]]) -> int: ...
+
+
+def fan_outs_keep_the_type(job: Job) -> None:
+    workflow = Workflow("fan-out")
+    fan = multi_model.fan_out(workflow, "words", keywords, models=["a"], synthesize_with=join)
+    assert_type(fan, FanOut[list[str], Ref[int]])
+    workflow.add("count", count.new(fan.synthesis.result))
+    workflow.add("totals", totals.new(fan.arms["a"].result))
+    workflow.add("join", join.new(fan.results))
+    workflow.add("count2", count.new(fan.arms["a"].result))  # E
+    bare = multi_model.fan_out(workflow, "bare", keywords.new([]), models={"x": "a"})
+    assert_type(bare, FanOut[list[str], None])
+    workflow.add("count4", count.new(bare.synthesis.result))  # E
+    workers = multi_model.fan_out(workflow, "workers", job, models=["a"])
+    workflow.add("count3", count.new(workers.synthesis.result))
+    multi_model.fan_out(workflow, "none", keywords)  # E
+    multi_model.fan_out(workflow, "args", keywords, models=["a"], args=[1])  # E
+    multi_model.fan_out(workflow, "model", keywords, models=["a"], synthesize_model="b")  # E
+    multi_model.configure(workflow, {"x": 3})  # E
+    assert_type(multi_model.model_for("a"), str)
+    assert_type(multi_model.model_for(job, "a"), str)
+    multi_model.model_for(job)  # E
 
 
 @step(max_attempts="5")  # E

@@ -1,14 +1,15 @@
 """What the page does: the verbs of a run, for whoever may, with a line in the log for each."""
 
 import logging
+import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from oban import telemetry
 from starlette.responses import Response
 
-from baton import Run, RunState, StepState
+from baton import Run, RunState, StepState, _dollars
 from baton.web import _shapes
 from baton.web._errors import Refused
 from baton.web._site import Call
@@ -20,8 +21,10 @@ _LONGEST_REASON = 1_000
 _LONGEST_KEY = 100
 _TAKES_POSITION = frozenset({"cancel", "rerun"})
 _AMOUNTS = ("usd", "tokens", "calls")
-_LONGEST_AMOUNT = 30
+# What one click adds at most: more is a slip of the hand.
+_MOST_USD = 10**6
 _MOST_COUNT = 10**12
+_USD = re.compile(r"[0-9]{1,7}([.][0-9]{1,6})?")
 _SHOWN = 5
 
 
@@ -54,27 +57,23 @@ class _Asked:
         if budget is not None and not isinstance(budget, str):
             raise Refused(400, "budget must be the key of a shared budget, or null for the run's own")
         tokens, calls = (_count(name, body.get(name)) for name in ("tokens", "calls"))
-        return cls(reason, position, budget, _dollars(body.get("usd")), tokens, calls)
+        return cls(reason, position, budget, _usd(body.get("usd")), tokens, calls)
 
 
-def _dollars(given: object) -> Decimal:
+def _usd(given: object) -> Decimal:
     """An amount as text, since a number of JSON is not exact; nothing for none."""
     if given is None:
         return Decimal(0)
-    try:
-        amount = Decimal(given) if isinstance(given, str) and len(given) <= _LONGEST_AMOUNT else None
-    except InvalidOperation:
-        amount = None
-    if amount is None or not amount.is_finite() or amount < 0:
-        raise Refused(400, 'usd must be text such as "2.50", from 0 up')
-    return amount
+    if not isinstance(given, str) or not _USD.fullmatch(given) or Decimal(given) > _MOST_USD:
+        raise Refused(400, f'usd must be text such as "2.50", up to {_MOST_USD:,}')
+    return Decimal(given)
 
 
 def _count(name: str, given: object) -> int:
     if given is None:
         return 0
     if type(given) is not int or not 0 <= given <= _MOST_COUNT:
-        raise Refused(400, f"{name} must be a whole number from 0 up")
+        raise Refused(400, f"{name} must be a whole number from 0 to {_MOST_COUNT:,}")
     return given
 
 
@@ -144,11 +143,18 @@ async def _add_budget(call: Call, run: Run, asked: _Asked) -> str:
             tokens=asked.tokens,
             calls=asked.calls,
         )
-        return f"{now.name}: {now.text}"
+        return f"{now.name}: {_sum(asked)} added, {now.text}"
 
     click = (call.access.user, run.id, asked)
     text, known = await call.site.clicks.once(click, _key(call), add)
-    return text + (", added a moment ago" if known else "")
+    return text + (", a moment ago" if known else "")
+
+
+def _sum(asked: _Asked) -> str:
+    parts = [_dollars.text(asked.usd)] if asked.usd else []
+    parts += [f"{asked.tokens:,} tokens"] if asked.tokens else []
+    parts += [f"{asked.calls:,} calls"] if asked.calls else []
+    return " and ".join(parts)
 
 
 def _key(call: Call) -> str | None:

@@ -52,9 +52,9 @@ class Login:
         used: Called when it was used, and there is a new one.
     """
 
-    def __init__(self, actions: frozenset[str], cookie: str, used: Callable[[], None]) -> None:
+    def __init__(self, actions: frozenset[str], prompts: bool, cookie: str, used: Callable[[], None]) -> None:
         self.token = secrets.token_urlsafe(32)
-        self._access = Access(user="local", actions=actions)
+        self._access = Access(user="local", actions=actions, prompts=prompts)
         self._cookie = cookie
         self.used = used
         self._sessions: OrderedDict[bytes, None] = OrderedDict()
@@ -124,6 +124,7 @@ class Page:
         port: 0 for any.
         search: Take one of the next ports if this one is taken.
         actions: Whether the page may cancel, retry and so on.
+        prompts: Whether it shows captured calls of models.
         allow_hosts: Host names that browsers reach it at, besides those of the loopback.
         used: Called when the printed address was used, and there is a new one.
 
@@ -140,6 +141,7 @@ class Page:
         port: int = PORT,
         search: bool = True,
         actions: bool = False,
+        prompts: bool = False,
         allow_hosts: Collection[str] = (),
         used: Callable[[], None] = lambda: None,
     ) -> None:
@@ -152,7 +154,7 @@ class Page:
         self._socket = _bound(host, port, _PORTS_TRIED if search else 1)
         self.port: int = self._socket.getsockname()[1]
         self._address = f"http://{_bracketed(host if local else next(iter(allow_hosts)))}:{self.port}"
-        self.login = Login(ACTIONS if actions else frozenset(), f"baton_ui_{self.port}", used)
+        self.login = Login(ACTIONS if actions else frozenset(), prompts, f"baton_ui_{self.port}", used)
         hosts = {_bracketed(name.lower()) for name in (*allow_hosts, *([host] if local else []))}
         self._app = app(
             baton, authorize=self.login.authorize, hosts=_LOOPBACK | hosts, max_streams_per_user=500
