@@ -303,6 +303,11 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     *_public_methods("Run", baton.Run),
     *_public_methods("Query", baton.Query),
     *_public_methods("Workflow", baton.Workflow),
+    *_public_methods("Budgets", baton.Budgets),
+    *_public_methods("BudgetStatus", baton.BudgetStatus),
+    *_public_methods("BudgetLine", baton.BudgetLine),
+    ("Budget", baton.Budget.__init__),
+    ("Reserve", baton.Reserve.__init__),
     *((f"Step.{name}", vars(baton.Step)[name]) for name in ("new", "with_options")),
     *_public_methods("results", Results),
     *_public_methods("StepContext", baton.StepContext),
@@ -339,6 +344,11 @@ PUBLIC: list[tuple[str, Callable[..., Any] | None]] = [
     ("Snooze", baton.Snooze.__init__),
     ("Cancel", baton.Cancel.__init__),
     ("step", None),
+    ("llm_step", None),
+    *_public_methods("LLMWorker", baton.LLMWorker),
+    ("record_usage", baton.record_usage),
+    ("call_llm", baton.call_llm),
+    ("once", baton.once),
 ]
 
 

@@ -232,6 +232,22 @@ def test_a_stream_that_failed_late_and_what_nobody_knows_may_be_paid_for(error: 
     assert not is_free(error)
 
 
+def of_litellm(message: str) -> Exception:
+    """As litellm 1.110 raises it: of Anthropic's 529, and of a connection that was cut."""
+    kind = type("InternalServerError", (Exception,), {"__module__": "litellm.exceptions", "status_code": 500})
+    made: Exception = kind(message)
+    return made
+
+
+def test_litellms_500_means_an_answer_only_where_it_says_so() -> None:
+    full = of_litellm('AnthropicException - {"type":"error","error":{"type":"overloaded_error"}}')
+    assert is_overloaded(full)
+    assert is_free(full)
+    cut = of_litellm("OpenAIException - Connection error.")
+    assert not is_overloaded(cut)
+    assert not is_free(cut)
+
+
 class Broken(Exception):
     """Nothing about it can be read."""
 

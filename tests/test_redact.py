@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 from openai import RateLimitError
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
 
 from baton._redact import (
     LIMIT,
@@ -288,6 +290,22 @@ def test_answers_of_the_providers_own_packages_are_copied() -> None:
     )
     assert redacted(copied(refused)) == f"RateLimitError: Incorrect API key provided: {REDACTED}"
     assert copied(request) == "[httpx.Request]"
+
+
+async def test_of_an_agents_run_the_messages_are_copied_too() -> None:
+    agent = Agent(TestModel(custom_output_text="It is sunny."), instructions="Be brief.")
+
+    @agent.tool_plain
+    def look_up(city: str) -> str:
+        return f"sunny in {city}"
+
+    copy = copied(await agent.run("How is the weather?"))
+    assert isinstance(copy, dict)
+    assert copy["output"] == "It is sunny."
+    assert isinstance(copy["messages"], list)
+    assert len(copy["messages"]) == 4
+    for part in ("How is the weather?", "Be brief.", "look_up", "sunny in a", "It is sunny."):
+        assert part in json.dumps(copy["messages"])
 
 
 # --- without secrets --------------------------------------------------------------------------------

@@ -148,7 +148,14 @@ def _was_free(error: BaseException) -> bool:
     if any(_get(cause, "in_stream") is True for cause in causes):
         # Pydantic AI gives these the status that they would have had.
         return False
-    return _was_never_sent(error) or any(_status(cause) is not None for cause in causes)
+    return _was_never_sent(error) or any(
+        _status(cause) is not None and not _has_no_status_of_its_own(cause) for cause in causes
+    )
+
+
+def _has_no_status_of_its_own(error: BaseException) -> bool:
+    """litellm gives 500 to whatever had no answer, a connection that was cut among it."""
+    return type(error).__module__.startswith("litellm") and _status(error) == 500 and not _is_full(error)
 
 
 def _status(error: BaseException) -> int | None:

@@ -60,8 +60,8 @@ def weighed(value: object) -> Copy:
 def copied(value: object) -> JsonValue:
     """Copy a value as JSON has it, however large, deep or odd. What is no JSON is named by its type, too much is left out.
 
-    Of the user's code only the iteration of mappings runs, and it may raise. What models, dataclasses and the like hide from
-    their own text (`repr=False`, `exclude=True`, `SecretStr`) is left out.
+    Of foreign code only the iteration of mappings runs, and what tells an agent's messages; it may raise. What models,
+    dataclasses and the like hide from their own text (`repr=False`, `exclude=True`, `SecretStr`) is left out.
     """
     return _Copier().copy(value)
 
@@ -157,6 +157,9 @@ def _fields(value: object) -> Iterable[tuple[object, object]] | None:
     kind = type(value)
     if isinstance(value, type):
         return None
+    if callable(getattr(kind, "new_messages", None)) and hasattr(value, "output"):
+        # The run of a Pydantic AI agent, which hides what went to and fro.
+        return [("output", value.output), ("messages", value.new_messages())]  # type: ignore[attr-defined]
     if (fields := getattr(kind, "__pydantic_fields__", None)) is not None:
         hidden = {name for name, field in fields.items() if not field.repr or field.exclude}
         own = [(name, member) for name, member in vars(value).items() if name not in hidden]
