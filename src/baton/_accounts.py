@@ -247,10 +247,10 @@ class Accounts:
         for entry in entries:
             entry.reservation = reservation
 
-    async def release(self, reservation: UUID | None, error: BaseException | None) -> None:
-        """A call came to nothing: free what was reserved for it, or charge it, as its error says. None: it needed nothing."""
+    async def release(self, reservation: UUID | None) -> None:
+        """A call used nothing of what was reserved for it: free that."""
         if reservation is not None:
-            await _reserving.end(self.ledger.books, reservation, error)
+            await _reserving.end(self.ledger.books, reservation)
 
     def snapshot(self, value: object) -> Copy | None:
         """A copy of a value as it is now; None where nothing is captured."""

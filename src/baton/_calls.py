@@ -21,7 +21,7 @@ from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
 
-from baton import _codec, _step
+from baton import _codec, _reserving, _step
 from baton._accounts import Accounts, Entry, Log
 from baton._answers import read_entries
 from baton._declare import resolved_hints
@@ -211,6 +211,8 @@ class _Call:
     entries: list[Entry] = field(default_factory=list)
     is_recorded: bool = False
     """Whether anything was, be it by a stored call within this one, which has written it already."""
+    is_lost: bool = False
+    """Whether it may be paid for, or a call within this one, and nobody knows what it used: it failed without an answer."""
     is_open: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -276,13 +278,17 @@ async def _make[T](
     except BaseException as error:
         _under_way.reset(token)
         entries = under_way.close()
-        logs = accounts.capture(uuid7(), key=key, model=asked_for, request=sent, error=error)
+        if not under_way.is_recorded and not _reserving.is_free(error):
+            under_way.is_lost = True
+        entries = [*entries, *_lost(under_way)]
+        call_id = entries[0].id if entries else uuid7()
+        logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, error=error)
         if entries:
             accounts.settle(entries, reservation)
             _pass_on(outer, entries)
         accounts.ledger.add(entries, logs)
         if not entries:
-            await _there(accounts, accounts.release(reservation, error))
+            await _there(accounts, accounts.release(reservation))
         raise
     latency = time.monotonic() - began
     _under_way.reset(token)
@@ -291,16 +297,29 @@ async def _make[T](
         entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
         for entry in entries:
             entry.key, entry.asked_for = key, asked_for
+    entries = [*entries, *_lost(under_way)]
     if entries:
         accounts.settle(entries, reservation)
     else:
-        await _there(accounts, accounts.release(reservation, None))
+        await _there(accounts, accounts.release(reservation))
     _pass_on(outer, entries)
     call_id = entries[0].id if entries else uuid7()
     logs = accounts.capture(
         call_id, key=key, model=asked_for, request=sent, response=accounts.snapshot(value)
     )
     return _Made(value, entries, logs)
+
+
+def _lost(call: _Call) -> list[Entry]:
+    """What a call used that failed without an answer: unknown. Of one within another, it is told with that."""
+    if not call.is_lost:
+        return []
+    if call.outer is not None:
+        call.outer.is_lost = True
+        return []
+    usage = Usage(model=call.asked_for)
+    # No pricing can know, and one that takes nothing for zero would say that it was free.
+    return [Entry(call.accounts, usage, key=call.key, asked_for=call.asked_for, is_priced=True)]
 
 
 def _pass_on(outer: _Call | None, entries: Sequence[Entry]) -> None:

@@ -1,5 +1,5 @@
-"""Asks the budgets of a run for leave before a call of a model is made, and gives back or charges what was set aside for one
-that came to nothing. What a call used is settled with its row, by `_accounts`.
+"""Asks the budgets of a run for leave before a call of a model is made, and gives back what was set aside for one that
+came to nothing. What a call used, or may have used, is settled with its row, by `_accounts`.
 """
 
 import asyncio
@@ -148,16 +148,20 @@ async def may_start(claimant: Claimant) -> None:
         await _exhausted(claimant, shortage(said), nothing, start=True)
 
 
-async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | None) -> None:
-    """A call came to nothing that could be read: give back what was set aside for it, or charge it, as its error says.
+def is_free(error: BaseException) -> bool:
+    """Whether nobody is paid for a call that ended so: the provider answered with an error or was never reached, or the call
+    says itself that it is to be made later. Of all else, such as a timeout or a stream that failed late, nobody knows.
+    """
+    return isinstance(error, Snooze) or _overload.is_free(error)
 
-    A provider that answered with an error, or was never reached, is not paid. Of all else, such as a timeout or a stream that
-    failed late, nobody knows.
+
+async def end(treasury: Treasury, reservation_id: UUID) -> None:
+    """Give back what was set aside for a call that used nothing of it.
+
     Should the database be away, it is charged when the attempt has ended.
     """
-    charged = error is not None and not _overload.is_free(error)
     try:
-        await treasury.end_reservations([reservation_id], charged=charged)
+        await treasury.end_reservations([reservation_id], charged=False)
     except (psycopg.Error, OSError, TimeoutError) as failure:
         logger.warning(
             "what was set aside for a call stays so until its attempt has ended, and is charged then: %s",
@@ -215,7 +219,7 @@ _undoing: set[asyncio.Task[None]] = set()
 async def _undo(treasury: Treasury, asking: asyncio.Task[Mapping[str, Any]], reservation_id: UUID) -> None:
     asking.cancel()
     await asyncio.wait({asking})
-    await end(treasury, reservation_id, None)
+    await end(treasury, reservation_id)
 
 
 async def _patiently[T](ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
