@@ -765,6 +765,24 @@ async def test_a_call_within_itself_is_refused_instead_of_waiting_for_ever(worke
     await results(worker, step=script)
 
 
+async def test_what_cannot_be_a_call_is_refused_before_it_costs_anything(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    async def script() -> None:
+        for make in (call_llm, lambda call, **options: once("key", call, **options)):
+            with pytest.raises(InvalidOption, match="of type coroutine: pass a function that makes it"):
+                await make(in_place())  # type: ignore[operator]
+            with pytest.raises(InvalidOption, match="model is 5"):
+                await make(in_place, model=5)  # type: ignore[operator]
+            with pytest.raises(InvalidOption, match=r"reserve is 0.5; pass Reserve"):
+                await make(in_place, reserve=0.5)  # type: ignore[operator]
+        with pytest.raises(InvalidOption, match="pass the type itself"):
+            await once("key", in_place, returns="ChatCompletion")
+
+    await results(worker, step=script)
+    assert await used(db) == []
+
+
 async def test_a_stream_or_what_cannot_be_awaited_is_no_call(worker: Baton) -> None:
     async def chunks() -> AsyncIterator[str]:
         yield "x"

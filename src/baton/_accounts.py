@@ -25,6 +25,7 @@ import psycopg
 from oban.job import Job
 
 from baton import _reserving
+from baton._budget import Reserve
 from baton._capture import Captured, Hook, Redactor, Shown
 from baton._codec import clean_text
 from baton._deadline import end, pause_after, within
@@ -227,7 +228,7 @@ class Accounts:
         if self.budgeted:
             await _reserving.may_start(self._claimant())
 
-    async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
+    async def reserve(self, *, request: object, model: str | None, reserve: Reserve | None) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
             return None

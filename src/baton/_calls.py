@@ -24,6 +24,7 @@ from uuid import UUID
 from baton import _codec, _reserving, _step
 from baton._accounts import Accounts, Entry, Log
 from baton._answers import read_entries
+from baton._budget import Reserve
 from baton._declare import resolved_hints
 from baton._fit import describe, is_unknown
 from baton._names import call_key, uuid7
@@ -92,7 +93,7 @@ async def call_llm[T](
     *,
     request: object = None,
     model: str | None = None,
-    reserve: object = None,
+    reserve: Reserve | None = None,
 ) -> T:
     """Make one call of a model: with leave of the run's budgets, its usage recorded, captured if the run is.
 
@@ -108,11 +109,14 @@ async def call_llm[T](
         What the call returned, as it is.
 
     Raises:
+        InvalidOption: `call` is no function, or one that returns nothing to await, or a stream; `model` is no text, or
+            `reserve` no `Reserve`.
         BudgetExhausted: A budget does not allow it. Nothing was called.
         UnpricedModel: A budget is strict about prices, and there is none for this model. Nothing was called.
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _accounts("baton.call_llm()")
+    _check(call, model, reserve)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve)
     accounts.ledger.add(made.entries, made.logs)
     return made.value
@@ -125,7 +129,7 @@ async def once[T](
     returns: object = None,
     request: object = None,
     model: str | None = None,
-    reserve: object = None,
+    reserve: Reserve | None = None,
 ) -> T:
     """As `call_llm`, and never paid twice: the value is stored, together with its usage, before this returns.
 
@@ -148,6 +152,7 @@ async def once[T](
 
     Raises:
         InvalidName: The key is none.
+        InvalidOption: As for `call_llm`; or `returns` is no type.
         InvalidResult: JSON cannot hold the value; then nothing is stored. Or it is no plain JSON and nothing says what type it
             is; then it is stored, and the next attempt with a `returns` gets it.
         ResultMismatch: What is stored is not of the type.
@@ -159,6 +164,9 @@ async def once[T](
     """
     accounts = _accounts("baton.once()")
     call_key(key)
+    _check(call, model, reserve)
+    if isinstance(returns, str):
+        raise InvalidOption(f"returns is the text {returns!r:.100}; pass the type itself")
     annotation = _returned_by(call) if returns is None else returns
     value = await _in_one_flight(
         accounts,
@@ -255,7 +263,7 @@ async def _make[T](
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
     key: str | None = None,
 ) -> _Made[T]:
     asked_for = model if model is not None else _model_of(request)
@@ -328,6 +336,23 @@ def _pass_on(outer: _Call | None, entries: Sequence[Entry]) -> None:
         outer.is_recorded = True
 
 
+def _check(call: object, model: object, reserve: object) -> None:
+    """Say what cannot work before anything is set aside for it, and whether the run has a budget or not."""
+    if not callable(call):
+        if inspect.iscoroutine(call):
+            call.close()
+        raise InvalidOption(
+            f"the call is of type {type(call).__name__}: pass a function that makes it, such as "
+            "`lambda: client.chat.completions.create(...)`"
+        )
+    if model is not None and not isinstance(model, str):
+        raise InvalidOption(f"model is {model!r:.100}; pass its name")
+    if reserve is not None and not isinstance(reserve, Reserve):
+        raise InvalidOption(
+            f"reserve is {reserve!r:.100}; pass Reserve(usd=0.50), Reserve(tokens=2_000), or both"
+        )
+
+
 async def _awaited[T](call: Callable[[], Awaitable[T]]) -> T:
     made = call()
     if not inspect.isawaitable(made):
@@ -366,7 +391,7 @@ async def _stored_or_made(
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
 ) -> _Value:
     ledger = accounts.ledger
     stored = await _there(accounts, ledger.read_stored(accounts, key))

@@ -21,7 +21,7 @@ from baton._deadline import pause_after
 from baton._names import uuid7
 from baton._outcomes import Snooze
 from baton._usage import Usage
-from baton.errors import BudgetExhausted, InvalidOption, ResultError, UnpricedModel
+from baton.errors import BudgetExhausted, ResultError, UnpricedModel
 
 logger = logging.getLogger("baton.step")
 
@@ -81,7 +81,7 @@ async def reserve(
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
 ) -> UUID:
     """Set aside what a call may come to, with all budgets of its run; wait for calls under way where they alone are in its way.
 
@@ -90,7 +90,7 @@ async def reserve(
         price: What so much would cost; called in a thread.
         request: What is to be sent.
         model: Its model, where it does not name it.
-        reserve: A `Reserve`, in place of what the request says.
+        reserve: In place of what the request says.
 
     Raises:
         BudgetExhausted: A budget does not allow it, and says `stop`.
@@ -170,12 +170,8 @@ async def end(treasury: Treasury, reservation_id: UUID) -> None:
 
 
 async def _asked(
-    price: Callable[[Usage], Decimal | None], request: object, model: str | None, reserve: object
+    price: Callable[[Usage], Decimal | None], request: object, model: str | None, reserve: Reserve | None
 ) -> _Asked:
-    if reserve is not None and not isinstance(reserve, Reserve):
-        raise InvalidOption(
-            f"reserve is {reserve!r:.100}; pass Reserve(usd=0.50), Reserve(tokens=2_000), or both"
-        )
     # In a thread: a request may be large, and prices take their time the first time.
     return await asyncio.to_thread(_asked_for, price, request, model, reserve)
 
