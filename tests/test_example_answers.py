@@ -307,7 +307,7 @@ def test_what_was_cut_and_left_out_is_in_the_notes() -> None:
 
 # --- the endpoint ---
 
-URL, MODEL = {"BATON_LLM_URL": "http://127.0.0.1:1/v1"}, {"BATON_LLM_MODEL": " gpt-4o ,, o3"}
+URL, MODEL = {"BATON_LLM_URL": "http://127.0.0.1:1/v1"}, {"BATON_LLM_MODEL": " gpt-4o ,, o3, gpt-4o"}
 
 
 def test_without_an_endpoint_no_model_is_asked() -> None:
@@ -325,7 +325,21 @@ def test_an_endpoint_has_its_models_and_a_key_that_is_never_shown() -> None:
     assert other.key == "sk-other"
 
 
-@pytest.mark.parametrize("environment", [URL, MODEL, MODEL | {"BATON_LLM_URL": "localhost:8000"}])
+def test_the_host_is_shown_without_a_password() -> None:
+    assert Endpoint("https://me:secret@models.example:8443/v1", ["m"], "k").host == "models.example:8443"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        URL,
+        MODEL,
+        *(
+            MODEL | {"BATON_LLM_URL": url}
+            for url in ("localhost:8000", "http://", "http://[x", "http://x:port")
+        ),
+    ],
+)
 def test_half_an_endpoint_is_a_mistake(environment: dict[str, str]) -> None:
     with pytest.raises(EndpointError, match="BATON_LLM_URL"):
         endpoint(environment)

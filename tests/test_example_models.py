@@ -204,7 +204,7 @@ async def test_a_stream_that_is_cut_was_paid_for_and_nobody_knows_how_much(
     assert done.outcome == RunState.COMPLETED
     totals = await totals_of(baton_dsn, done.run.id)
     assert totals.cost_usd == 3 * PRICE
-    assert totals.is_lower_bound
+    assert (totals.calls, totals.unpriced) == (6, 3)
 
 
 async def test_an_endpoint_that_counts_nothing_has_no_known_cost(
@@ -216,6 +216,17 @@ async def test_an_endpoint_that_counts_nothing_has_no_known_cost(
     done = await testing.run(about(SOL), dsn=baton_dsn)
     totals = await totals_of(baton_dsn, done.run.id)
     assert (totals.calls, totals.unpriced, totals.cost_usd) == (3, 3, None)
+
+
+async def test_an_endpoint_that_cannot_be_reached_is_named(
+    baton_dsn: str, monkeypatch: pytest.MonkeyPatch, about: Callable[..., Workflow]
+) -> None:
+    monkeypatch.setenv("BATON_LLM_URL", "http://me:secret@127.0.0.1:1/v1")
+    monkeypatch.setenv("BATON_LLM_MODEL", SOL)
+    done = await testing.run(about(SOL), dsn=baton_dsn)
+    assert "no answer from 127.0.0.1:1, as BATON_LLM_URL says: " in str(done.errors["summarize"])
+    assert "secret" not in str(done.errors["summarize"])
+    assert (await totals_of(baton_dsn, done.run.id)).calls == 0
 
 
 # --- several models ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from baton import Usage, once, record_usage, stream
 
@@ -23,7 +24,7 @@ TIMEOUT = 120.0  # seconds without a token
 
 
 class EndpointError(Exception):
-    """What the environment says of the endpoint cannot work."""
+    """What the environment says of the endpoint cannot work, or the endpoint does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class Endpoint:
     url: str
     models: list[str]
     key: str = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        """For people: without what the URL may have of a user and a password."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
 
     def client(self) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
@@ -48,7 +54,8 @@ def endpoint(environment: Mapping[str, str] = os.environ) -> Endpoint | None:
         EndpointError: Only one of the variables is set, or it is no URL.
     """
     url = environment.get("BATON_LLM_URL", "").strip()
-    models = [name.strip() for name in environment.get("BATON_LLM_MODEL", "").split(",") if name.strip()]
+    named = (name.strip() for name in environment.get("BATON_LLM_MODEL", "").split(","))
+    models = list(dict.fromkeys(name for name in named if name))
     if not url and not models:
         return None
     if not url or not models:
@@ -56,11 +63,19 @@ def endpoint(environment: Mapping[str, str] = os.environ) -> Endpoint | None:
             ("BATON_LLM_URL", "BATON_LLM_MODEL") if not url else ("BATON_LLM_MODEL", "BATON_LLM_URL")
         )
         raise EndpointError(f"{other} is set and {unset} is not; set both to ask a model, or neither")
-    if not url.startswith(("http://", "https://")):
-        raise EndpointError("BATON_LLM_URL must begin with http:// or https://")
+    if not _is_url(url):
+        raise EndpointError("BATON_LLM_URL must be a URL such as http://localhost:11434/v1")
     # An endpoint without a key takes any; the SDK takes none for a mistake.
     key = environment.get("BATON_LLM_KEY") or environment.get("OPENAI_API_KEY") or "none"
     return Endpoint(url, models, key)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
 
 
 async def ask[T](request: Request, read: Callable[[str], T], returns: object) -> T:
@@ -68,8 +83,8 @@ async def ask[T](request: Request, read: Callable[[str], T], returns: object) ->
 
     Raises:
         Malformed: The answer is not what was asked for. It is paid for and not stored, so the next attempt asks again.
-        EndpointError: No endpoint is configured in this process.
-        openai.OpenAIError: The endpoint did not answer, or not with an answer.
+        EndpointError: No endpoint is configured in this process, or it cannot be reached, or the connection broke.
+        openai.OpenAIError: The endpoint answered, but with an error.
     """
     here = endpoint()
     if here is None:
@@ -78,14 +93,20 @@ async def ask[T](request: Request, read: Callable[[str], T], returns: object) ->
         )
 
     async def call() -> T:
-        return read(await _answer(here, request))
+        # Takes a second the first time, in which the event loop has other steps to serve.
+        openai = await asyncio.to_thread(importlib.import_module, "openai")
+        try:
+            return read(await _answer(here, request))
+        except openai.APIConnectionError as error:
+            # It says "Connection error", and not where to or why.
+            raise EndpointError(
+                f"no answer from {here.host}, as BATON_LLM_URL says: {error.__cause__ or error}"
+            ) from error
 
     return await once("answer", call, request=request, returns=returns)
 
 
 async def _answer(here: Endpoint, request: Request) -> str:
-    # Takes a second the first time, in which the event loop has other steps to serve.
-    await asyncio.to_thread(importlib.import_module, "openai")
     text, ended, used = "", None, None
     async with here.client() as client:
         chunks = await client.chat.completions.create(

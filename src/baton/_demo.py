@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import click
 
@@ -72,8 +71,7 @@ class Demo:
                 run = await self._begin(baton, resume)
                 self._say(f"run      {run.id}")
                 if self.endpoint is not None and resume is None:
-                    host = urlsplit(self.endpoint.url).netloc.rpartition("@")[2]
-                    self._say(f"models   {', '.join(self.endpoint.models)} at {host}")
+                    self._say(f"models   {', '.join(self.endpoint.models)} at {self.endpoint.host}")
                 if page is not None:
                     self._say(f"page     {page.address(f'/runs/{run.id}')}")
                 self._say("")
