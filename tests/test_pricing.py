@@ -5,14 +5,17 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from baton import _dollars
+from baton import _dollars, pricing
 from baton._usage import Usage
 from baton.errors import InvalidOption
-from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing, given, price_of
+from baton.pricing import GenaiPrices, ModelPrice, Price, PriceTable, Pricing, price_of
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
@@ -101,6 +104,7 @@ def test_a_call_costs_what_it_did_when_it_was_made() -> None:
         ("us.anthropic.claude-opus-4-5-20251101-v1:0", None, "0.00825"),
         ("ca.anthropic.claude-opus-4-5-20251101-v1:0", "bedrock", "0.00825"),
         ("global.anthropic.claude-opus-4-5-20251101-v1:0", None, "0.0075"),
+        ("ca.anthropic.claude-opus-4-5-20251101-v1:0", "amazon-bedrock", "0.00825"),
         ("bedrock/eu.anthropic.claude-opus-4-5-20251101-v1:0", None, "0.00825"),
         (
             "arn:aws:bedrock:us-east-1:1:inference-profile/us.anthropic.claude-opus-4-5-20251101-v1:0",
@@ -289,9 +293,9 @@ def test_a_table_without_a_version_makes_one_of_its_prices() -> None:
         lambda: Price(0.1, "me"),  # type: ignore[arg-type]
         lambda: Price(Decimal(-1), "me"),
         lambda: Price(Decimal(1), ""),
-        lambda: given("free"),
-        lambda: given(float("nan")),
-        lambda: given(-0.1),
+        lambda: pricing.given("free"),
+        lambda: pricing.given(float("nan")),
+        lambda: pricing.given(-0.1),
     ],
 )
 def test_what_is_no_price_is_refused(make: Any) -> None:
@@ -305,9 +309,53 @@ def test_a_float_among_prices_is_told_how_to_write_it() -> None:
 
 
 def test_a_given_cost_counts_as_it_is_written() -> None:
-    assert given(0.1) == given("0.10") == Price(Decimal("0.1"), "given")
-    assert str(given(1e-07).cost) == "1E-7"
-    assert _dollars.digits(given(1e-07).cost) == "0.0000001"
+    assert pricing.given(0.1) == pricing.given("0.10") == Price(Decimal("0.1"), "given")
+    assert str(pricing.given(1e-07).cost) == "1E-7"
+    assert _dollars.digits(pricing.given(1e-07).cost) == "0.0000001"
+
+
+counts = st.integers(0, 10**12)
+prices = st.decimals(0, 10**6, places=6)
+
+
+@given(prices, prices, st.tuples(counts, counts, counts), st.tuples(counts, counts))
+def test_a_table_costs_what_whole_numbers_say(
+    dear: Decimal, cheap: Decimal, went_in: tuple[int, int, int], came_out: tuple[int, int]
+) -> None:
+    fresh, read, write = went_in
+    answer, thought = came_out
+    table = PriceTable(
+        {"m": ModelPrice(input=dear, output=cheap, cache_read=cheap, reasoning=dear)}, otherwise=None
+    )
+    used = Usage(
+        model="m",
+        input_tokens=fresh + read + write,
+        output_tokens=answer + thought,
+        cache_read_tokens=read,
+        cache_write_tokens=write,
+        reasoning_tokens=thought,
+    )
+    price = table.cost(used, at=NOW)
+    assert price is not None
+    # Millionths of a dollar for a million tokens: whole numbers.
+    micros = {price: int(price * 10**6) for price in (dear, cheap)}
+    assert Fraction(price.cost) == Fraction(
+        (fresh + write + thought) * micros[dear] + (read + answer) * micros[cheap], 10**12
+    )
+
+
+@given(
+    st.text(max_size=60),
+    st.none() | st.text(max_size=20) | st.sampled_from(["openai", "aws", "google", "litellm"]),
+)
+@example("/" * 200, None)
+@example(":" * 200, "openai")
+@example("openai/" * 28, None)
+@example("arn:" * 40, "aws")
+@example("models/" * 20, "google")
+def test_no_name_of_a_model_breaks_the_look_up(model: str, provider: str | None) -> None:
+    price = GenaiPrices().cost(Usage(model=model, provider=provider, input_tokens=1, output_tokens=1), at=NOW)
+    assert price is None or price.cost >= 0
 
 
 # --- a pricing that does not keep its word --------------------------------------------------------

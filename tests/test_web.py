@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 import baton.web
-from baton import Baton, Budget, Run, Workflow, step
+from baton import Baton, Budget, Run, Workflow, call_llm, llm_step, step
 from baton.budgets import Budgets
 from baton.query import Query
 from baton.stats import Stats
@@ -61,6 +61,15 @@ async def tell(chunks: int, gate: str) -> None:
     for n in range(chunks):
         baton.stream.write({"n": n})
     baton.progress(chunks, 2 * chunks, "half way")
+    await GATES[gate].wait()
+
+
+@llm_step(name="tests.web.ask")
+async def ask(gate: str) -> None:
+    async def call() -> dict[str, Any]:
+        return {"model": "gpt-5", "usage": {"prompt_tokens": 90, "completion_tokens": 10}}
+
+    await call_llm(call, request={"model": "gpt-5", "messages": [{"role": "user", "content": "why?"}]})
     await GATES[gate].wait()
 
 
@@ -613,6 +622,31 @@ async def test_what_each_model_cost_is_read_once_for_all_who_look(
         ("openai", "gpt-5", "$0.10"),
     ]
     assert change["usage"]["cost"] == "at least $0.40"
+
+
+async def test_what_a_call_of_a_running_step_used_and_was_asked_is_on_the_page_before_the_step_ends(
+    baton_dsn: str,
+) -> None:
+    gate("asked")
+    access = Access("ada", prompts=True)
+    async with Baton(baton_dsn, queues={"llm": 1}, shutdown_grace_period=0) as workflows:
+        app = baton.web.app(workflows, authorize=lambda _: access)
+        run = await workflows.insert(one(ask.new("asked"), budget=Budget(calls=3), debug=True))
+        async with Visitor(app) as page, page.stream(f"api/runs/{run.id}/events") as events:
+            while True:
+                change = await events.named("change")
+                if change["usage"] and change["budgets"][0]["lines"][0]["spent"]:
+                    break
+            ((_, box),) = (await page.json(f"api/runs/{run.id}"))["boxes"].items()
+            assert (box["state"], box["usage"]["calls"], box["usage"]["input_tokens"]) == ("executing", 1, 90)
+            assert change["budgets"][0]["lines"][0]["spent"] == 1
+            (call,) = (await page.json(f"api/runs/{run.id}/steps/1/calls"))["calls"]
+            assert (call["model"], call["output_tokens"]) == ("gpt-5", 10)
+            assert (await page.json(f"api/runs/{run.id}/steps/1"))["captured"]
+            (prompt,) = (await page.json(f"api/runs/{run.id}/steps/1/prompts"))["prompts"]
+            assert json.loads(prompt["request"])["messages"] == [{"role": "user", "content": "why?"}]
+            assert json.loads(prompt["response"])["usage"]["prompt_tokens"] == 90
+            GATES["asked"].set()
 
 
 # --- budgets ---------------------------------------------------------------------------------------

@@ -18,11 +18,10 @@ from psycopg import AsyncConnection
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
-from baton import _dollars, _store
+from baton import _asked, _dollars, _store
 from baton._budget import OnExhausted, Unpriced, count, dollars, named, spent_text
 from baton._names import budget_key
 from baton.errors import BudgetNotFound, InvalidOption, QueryTimeout
-from baton.query import _check_range, _id, _text
 
 if TYPE_CHECKING:
     from baton._budget import Dollars
@@ -167,7 +166,7 @@ class Budgets:
         Raises:
             RunNotFound: That is no run's id.
         """
-        rows = await self._rows("read_budgets_of_run", id=_id(_plain(run)))
+        rows = await self._rows("read_budgets_of_run", id=_asked.run_id(_plain(run)))
         return tuple(map(_status, rows))
 
     async def list(
@@ -180,12 +179,14 @@ class Budgets:
             after: Key of the last one of the page before.
             limit: How many at most, 1 to 1,000.
         """
-        _check_range("limit", limit, _MOST_BUDGETS)
-        prefix = _text("key_prefix", key_prefix)
+        _asked.check_range("limit", limit, _MOST_BUDGETS)
+        prefix = _asked.text("key_prefix", key_prefix)
         if prefix is None:
             raise InvalidOption("key_prefix is None; it must be text, '' for all budgets")
         pattern = f"{_escaped(prefix)}%" if prefix else None
-        rows = await self._rows("list_budgets", key_prefix=pattern, after=_text("after", after), limit=limit)
+        rows = await self._rows(
+            "list_budgets", key_prefix=pattern, after=_asked.text("after", after), limit=limit
+        )
         return tuple(map(_status, rows))
 
     async def add(

@@ -212,13 +212,16 @@ def _find_model(provider: str | None, model: str, snapshots: Any) -> tuple[Provi
 def _names(provider: str | None, model: str, known: Any, parts: int) -> Iterator[tuple[str | None, str]]:
     """The provider and the name by which a model may be listed, the likeliest first."""
     if model.startswith("arn:"):
-        yield from _names("aws", model.rpartition("/")[2], known, parts)
+        _, slash, name = model.rpartition("/")
+        if slash and parts:
+            yield from _names("aws", name, known, parts - 1)
         return
     yield provider, model
     if "models/" in model:
         yield provider or "google", model.rpartition("models/")[2]
         return
-    if provider in (None, "aws", "bedrock") and (found := _BEDROCK.fullmatch(model)):
+    on_bedrock = provider is None or provider.lower() == "aws" or "bedrock" in provider.lower()
+    if on_bedrock and (found := _BEDROCK.fullmatch(model)):
         rest = found["rest"]
         if _BEDROCK_MAKERS.fullmatch(rest.partition(".")[0]):
             yield "aws", model

@@ -4,7 +4,6 @@ Each is answered from one moment: a read-only transaction, of which no statement
 pages. Nothing here returns a result or an argument whole, but for `read_result_text` and the jobs themselves.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import QueryCanceled
 from psycopg.rows import class_row
 
-from baton import _codec, _store, snapshot
+from baton import _asked, _codec, _store, snapshot
 from baton._declare import Ref
 from baton._states import SETTLED, RunState, StepState
 from baton.errors import InvalidOption, NoResult, QueryTimeout, ResultNotFound, RunNotFound
@@ -44,13 +43,9 @@ _STREAM_BYTES = 256 * 1024
 _MOST_NEIGHBOURS = 1_000
 _MOST_LOGS = 100
 _LOGS_BYTES = 1024 * 1024
-# No name and no key is longer.
-_LONGEST_TEXT = 200
 _ORDERS: tuple[StepOrder, ...] = ("position", "started_at", "duration")
 # The others are the job's.
 _OF_THE_ROW = SETTLED | {StepState.HELD}
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_BEGINNING_OF_AN_ID = re.compile("[0-9a-f-]{1,36}")
 _LATEST_POSITION = 2**31 - 1
 
 
@@ -232,8 +227,8 @@ class Query:
         """
         filters = _filters(name, key, search, inserted_after, inserted_before, name_prefix)
         states = _states(RunState, state)
-        older_than = None if before is None else _id_option("before", before)
-        _check_range("limit", limit, _MOST_RUNS)
+        older_than = None if before is None else _asked.run_id_option("before", before)
+        _asked.check_range("limit", limit, _MOST_RUNS)
         # A list of each state comes out of the index in order; one of several would have to be sorted as a whole.
         each = [None] if states is None else states
         found: list[RunSummary] = []
@@ -269,7 +264,7 @@ class Query:
         """
         filters = _filters(name, key, search, inserted_after, inserted_before, name_prefix)
         states = _states(RunState, state)
-        _check_range("limit", limit, _MOST_COUNTED)
+        _asked.check_range("limit", limit, _MOST_COUNTED)
         async with self._reading("the number of runs") as conn:
             return {
                 one: await self._count(conn, {**filters, "state": one, "limit": limit})
@@ -303,9 +298,9 @@ class Query:
             RunNotFound: There is no such run.
             InvalidOption: `after` is no job of this run.
         """
-        _check_range("limit", limit, _MOST_JOBS)
+        _asked.check_range("limit", limit, _MOST_JOBS)
         if after is not None:
-            _check_range("after", after, 2**63 - 1)
+            _asked.check_range("after", after, 2**63 - 1)
         async with self._reading_run(run_id, name_prefix) as (conn, run):
             position = None if after is None else await self._position_of_job(conn, run, after)
             async with conn.cursor(row_factory=class_row(Job)) as cursor:
@@ -345,7 +340,7 @@ class Query:
             InvalidOption: A filter that cannot work, or an `after` of another order.
             QueryTimeout: It took too long.
         """
-        _check_range("limit", limit, _MOST_STEPS)
+        _asked.check_range("limit", limit, _MOST_STEPS)
         if order_by not in _ORDERS:
             raise InvalidOption(f"order_by is {order_by!r}; it must be one of {', '.join(_ORDERS)}")
         states = _states(StepState, state)
@@ -353,7 +348,7 @@ class Query:
         asked = {
             "states": states,
             "settles": _columns(states),
-            "search": _containing("search", search),
+            "search": _asked.containing("search", search),
             "positions": None if positions is None else _positions(positions),
             "limit": limit + 1,
             **cursor.params(),
@@ -403,8 +398,8 @@ class Query:
             RunNotFound: There is no such run.
             ResultNotFound: It has no such step.
         """
-        _check_range("characters", characters, _MOST_CHARACTERS)
-        _check_range("neighbours", neighbours, _MOST_NEIGHBOURS)
+        _asked.check_range("characters", characters, _MOST_CHARACTERS)
+        _asked.check_range("neighbours", neighbours, _MOST_NEIGHBOURS)
         which = _which(step)
         async with self._reading_run(run_id, name_prefix) as (conn, run):
             async with conn.cursor(row_factory=class_row(_DetailRow)) as cursor:
@@ -463,9 +458,9 @@ class Query:
             RunNotFound: There is no such run.
             ResultNotFound: It has no such step.
         """
-        _check_range("limit", limit, _MOST_CHUNKS)
+        _asked.check_range("limit", limit, _MOST_CHUNKS)
         if attempt is not None:
-            _check_range("attempt", attempt, _LATEST_POSITION)
+            _asked.check_range("attempt", attempt, _LATEST_POSITION)
         if after != -1:
             _check_position(after)
         which = _which(step)
@@ -509,11 +504,11 @@ class Query:
             RunNotFound: There is no such run.
             ResultNotFound: It has no such step.
         """
-        _check_range("limit", limit, _MOST_LOGS)
+        _asked.check_range("limit", limit, _MOST_LOGS)
         if attempt is not None:
-            _check_range("attempt", attempt, _LATEST_POSITION)
+            _asked.check_range("attempt", attempt, _LATEST_POSITION)
         if after != 0 or isinstance(after, bool):
-            _check_range("after", after, 2**63 - 1)
+            _asked.check_range("after", after, 2**63 - 1)
         asked = {"attempt": attempt, "after": after, "limit": limit + 1, "bytes": _LOGS_BYTES}
         name, which = ("find_debug_logs", {}) if step is None else ("find_debug_logs_of_step", _which(step))
         async with self._reading_run(run_id, name_prefix) as (conn, run):
@@ -568,8 +563,8 @@ class Query:
     async def _reading_run(
         self, run_id: str | UUID, name_prefix: str
     ) -> AsyncIterator[tuple[AsyncConnection, RunSummary]]:
-        id_ = _id(run_id)
-        beginning = _beginning(name_prefix)
+        id_ = _asked.run_id(run_id)
+        beginning = _asked.beginning(name_prefix)
         async with self._reading(f"run {id_}") as conn:
             run = await snapshot.read_run(conn, self._prefix, id_, beginning)
             if run is None:
@@ -710,8 +705,8 @@ class _Cursor:
             return cls(order_by, int(position), place, moment)
         except (ValueError, OverflowError, AttributeError):
             raise InvalidOption(
-                f"after is {_shown(after)}, which is no page of steps by {order_by}; pass `next` of the page before, and the "
-                "same order"
+                f"after is {_asked.shown(after)}, which is no page of steps by {order_by}; pass `next` of the page before, and "
+                "the same order"
             ) from None
 
     def params(self) -> dict[str, object]:
@@ -742,17 +737,17 @@ def _filters(
     name_prefix: str,
 ) -> dict[str, object]:
     """What `list_runs` and `count_runs` have in common, as the statements take it."""
-    searched = _text("search", search)
-    first, last = _ids_beginning(searched) if searched else (None, None)
+    searched = _asked.text("search", search)
+    first, last = _asked.ids_beginning(searched) if searched else (None, None)
     return {
-        "name": _text("name", name),
-        "key": _text("key", key),
-        "search": _containing("search", searched),
+        "name": _asked.text("name", name),
+        "key": _asked.text("key", key),
+        "search": _asked.containing("search", searched),
         "first_id": first,
         "last_id": last,
-        "inserted_after": _aware("inserted_after", inserted_after),
-        "inserted_before": _aware("inserted_before", inserted_before),
-        "name_prefix": _beginning(name_prefix),
+        "inserted_after": _asked.aware("inserted_after", inserted_after),
+        "inserted_before": _asked.aware("inserted_before", inserted_before),
+        "name_prefix": _asked.beginning(name_prefix),
     }
 
 
@@ -766,7 +761,7 @@ def _states[S: (RunState, StepState)](kind: type[S], given: OneOrMore[S | str] |
     except ValueError:
         allowed = ", ".join(kind)
         raise InvalidOption(
-            f"state is {_shown(given)}; it must be one of {allowed}, or several of them"
+            f"state is {_asked.shown(given)}; it must be one of {allowed}, or several of them"
         ) from None
 
 
@@ -779,59 +774,11 @@ def _columns(states: list[StepState] | None) -> list[str] | None:
     return [*(state for state in states if state in _OF_THE_ROW), *(["released"] if any(live) else [])]
 
 
-def _text(option: str, value: str | None) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _UNSTORABLE.search(value):
-        raise InvalidOption(
-            f"{option} is {_shown(value)}; it must be text of at most {_LONGEST_TEXT} characters, without NUL and surrogates"
-        )
-    return str.__str__(value)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\%_])", r"\\\1", text)
-
-
-def _containing(option: str, value: str | None) -> str | None:
-    """A pattern of LIKE for what contains the text; None for no text."""
-    text = _text(option, value)
-    return f"%{_escaped(text)}%" if text else None
-
-
-def _beginning(name_prefix: str) -> str | None:
-    """A pattern of LIKE for what begins with the text; None for the empty one."""
-    text = _text("name_prefix", name_prefix)
-    if text is None:  # a tenant that somebody has not found must not see what all have
-        raise InvalidOption("name_prefix is None; it must be text, '' for all runs")
-    return f"{_escaped(text)}%" if text else None
-
-
-def _ids_beginning(text: str) -> tuple[UUID | None, UUID | None]:
-    """The first and the last id that could begin with this text."""
-    text = text.lower()
-    if _BEGINNING_OF_AN_ID.fullmatch(text):
-        digits = text.replace("-", "")
-        if digits and len(digits) <= 32:
-            first, last = (UUID(digits.ljust(32, filler)) for filler in "0f")
-            if str(first).startswith(text):
-                return first, last
-    return None, None
-
-
-def _aware(option: str, moment: datetime | None) -> datetime | None:
-    if moment is None:
-        return None
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise InvalidOption(
-            f"{option} is {_shown(moment)}; it must be a datetime with a time zone, such as datetime.now(UTC)"
-        )
-    return moment
-
-
 def _positions(positions: Collection[int]) -> list[int]:
     if not isinstance(positions, Collection):
-        raise InvalidOption(f"positions is {_shown(positions)}; it must be a list of whole numbers from 0 up")
+        raise InvalidOption(
+            f"positions is {_asked.shown(positions)}; it must be a list of whole numbers from 0 up"
+        )
     if len(positions) > _MOST_POSITIONS:
         raise InvalidOption(f"there are {len(positions):,} positions; give {_MOST_POSITIONS:,} at most")
     for position in positions:
@@ -841,7 +788,7 @@ def _positions(positions: Collection[int]) -> list[int]:
 
 def _check_position(position: object) -> None:
     if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position <= _LATEST_POSITION:
-        raise InvalidOption(f"a position is a whole number from 0 up, not {_shown(position)}")
+        raise InvalidOption(f"a position is a whole number from 0 up, not {_asked.shown(position)}")
 
 
 def _which(step: str | int | Ref[Any]) -> dict[str, object]:
@@ -850,7 +797,7 @@ def _which(step: str | int | Ref[Any]) -> dict[str, object]:
         return {"name": step.name, "position": None}
     if isinstance(step, str):
         # No step has such a name, and PostgreSQL has no such text.
-        return {"name": _UNSTORABLE.sub("\ufffd", step), "position": None}
+        return {"name": _asked.UNSTORABLE.sub("\ufffd", step), "position": None}
     _check_position(step)
     return {"name": None, "position": step}
 
@@ -858,31 +805,6 @@ def _which(step: str | int | Ref[Any]) -> dict[str, object]:
 def _no_step(run: RunSummary, step: str | int | Ref[Any]) -> ResultNotFound:
     if isinstance(step, int):
         return ResultNotFound(f"run {run.id} has no step at position {step}")
-    return ResultNotFound(f"run {run.id} has no step {_shown(step.name if isinstance(step, Ref) else step)}")
-
-
-def _id(run_id: str | UUID) -> UUID:
-    try:
-        return UUID(str(run_id))
-    except ValueError as error:
-        raise RunNotFound(
-            f"{_shown(run_id)} is no run's id; ids look like 01890a5d-ac96-774b-bcce-b302099a8057"
-        ) from error
-
-
-def _id_option(option: str, run_id: str | UUID) -> UUID:
-    try:
-        return _id(run_id)
-    except RunNotFound as error:
-        raise InvalidOption(f"{option}: {error}") from error
-
-
-def _check_range(option: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise InvalidOption(f"{option} is {_shown(value)}; it must be a whole number from 1 to {most:,}")
-
-
-def _shown(value: object) -> str:
-    """What was given, in ASCII and not at length: it may come from anywhere."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
+    return ResultNotFound(
+        f"run {run.id} has no step {_asked.shown(step.name if isinstance(step, Ref) else step)}"
+    )

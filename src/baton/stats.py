@@ -18,7 +18,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
-from baton import _dollars, _store
+from baton import _asked, _dollars, _store
 from baton._calls import record_for
 from baton._declare import Ref
 from baton._engine import Engine
@@ -27,7 +27,6 @@ from baton._totals import TOKENS, Totals
 from baton._usage import Usage
 from baton.errors import InvalidOption, NoWorkflow, QueryTimeout, RunNotFound
 from baton.pricing import Price, Pricing, price_of
-from baton.query import _aware, _beginning, _check_range, _id, _id_option, _text
 
 _RUN_SECONDS = 2
 _REPORT_SECONDS = 10
@@ -210,7 +209,7 @@ class Stats:
         Raises:
             RunNotFound: There is no such run, nor are calls of one recorded.
         """
-        id_ = _id(run_id)
+        id_ = _asked.run_id(run_id)
         found = await self.totals_for_workflows([id_], name_prefix=name_prefix)
         if str(id_) not in found:
             raise _no_run(id_)
@@ -224,10 +223,10 @@ class Stats:
         Args:
             run_ids: 1,000 at most.
         """
-        ids = [_id_option("run_ids", run_id) for run_id in run_ids]
+        ids = [_asked.run_id_option("run_ids", run_id) for run_id in run_ids]
         if len(ids) > _MOST_RUNS:
             raise InvalidOption(f"there are {len(ids):,} run_ids; give {_MOST_RUNS:,} at most")
-        asked = {"ids": list(dict.fromkeys(ids)), "name_prefix": _beginning(name_prefix)}
+        asked = {"ids": list(dict.fromkeys(ids)), "name_prefix": _asked.beginning(name_prefix)}
         async with self._reading("the totals of runs", _RUN_SECONDS) as conn:
             rows = await self._rows(conn, "read_cost_of_runs", asked)
         return {str(row["workflow_id"]): Totals.of(row) for row in rows}
@@ -243,7 +242,7 @@ class Stats:
         Raises:
             RunNotFound: There is no such run, nor are calls of one recorded.
         """
-        _check_range("limit", limit, _MOST_ROWS)
+        _asked.check_range("limit", limit, _MOST_ROWS)
         rows = await self._rows_of_run("read_cost_of_steps", run_id, name_prefix, limit=limit)
         return tuple(
             StepCost(
@@ -270,7 +269,7 @@ class Stats:
         Raises:
             RunNotFound: There is no such run, nor are calls of one recorded.
         """
-        _check_range("limit", limit, _MOST_ROWS)
+        _asked.check_range("limit", limit, _MOST_ROWS)
         rows = await self._rows_of_run("read_cost_of_models", run_id, name_prefix, limit=limit)
         return tuple(ModelCost(row["provider"], row["model"], Totals.of(row)) for row in rows)
 
@@ -293,12 +292,12 @@ class Stats:
         Raises:
             RunNotFound: There is no such run, nor are calls of one recorded.
         """
-        _check_range("limit", limit, _MOST_CALLS)
+        _asked.check_range("limit", limit, _MOST_CALLS)
         rows = await self._rows_of_run(
             "list_calls",
             run_id,
             name_prefix,
-            step=_text("step", step.name if isinstance(step, Ref) else step),
+            step=_asked.text("step", step.name if isinstance(step, Ref) else step),
             after=None if after is None else _call_id(after),
             limit=limit,
         )
@@ -418,16 +417,16 @@ class Stats:
         name_prefix: str,
         limit: int = 1,
     ) -> list[dict[str, Any]]:
-        _check_range("limit", limit, _MOST_ROWS)
-        asked = {**_between(from_, to), "name_prefix": _beginning(name_prefix), "limit": limit}
+        _asked.check_range("limit", limit, _MOST_ROWS)
+        asked = {**_between(from_, to), "name_prefix": _asked.beginning(name_prefix), "limit": limit}
         async with self._reading("a report", _REPORT_SECONDS) as conn:
             return await self._rows(conn, name, asked)
 
     async def _rows_of_run(
         self, name: str, run_id: str | UUID, name_prefix: str, **asked: object
     ) -> list[dict[str, Any]]:
-        id_ = _id(run_id)
-        run = {"id": id_, "name_prefix": _beginning(name_prefix)}
+        id_ = _asked.run_id(run_id)
+        run = {"id": id_, "name_prefix": _asked.beginning(name_prefix)}
         async with self._reading(f"the calls of run {id_}", _RUN_SECONDS) as conn:
             rows = await self._rows(conn, name, run | asked)
             if not rows and not await self._rows(conn, "read_cost_of_runs", run | {"ids": [id_]}):
@@ -457,7 +456,7 @@ class Stats:
 
 
 def _between(from_: datetime | None, to: datetime | None) -> dict[str, object]:
-    return {"from": _aware("from_", from_), "to": _aware("to", to)}
+    return {"from": _asked.aware("from_", from_), "to": _asked.aware("to", to)}
 
 
 def _priced(pricing: Pricing, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Price]]:

@@ -481,12 +481,13 @@ def _deadline(value: object) -> datetime | timedelta | None:
 def _budgets(workflow: str, given: object) -> tuple[Budget, ...]:
     if given is None or isinstance(given, Budget):
         return () if given is None else (given,)
-    budgets = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-    for budget in budgets:
+    budgets: list[Budget] = []
+    for budget in given if isinstance(given, Iterable) and not isinstance(given, str) else (given,):
         if not isinstance(budget, Budget):
             raise InvalidOption(
                 f"workflow {workflow!r}: budget holds {type(budget).__name__}; use Budget(usd=2.50), or a list of budgets"
             )
+        budgets.append(budget)
     keys = [budget.key for budget in budgets]
     for key in keys:
         if keys.count(key) > 1:
@@ -494,7 +495,7 @@ def _budgets(workflow: str, given: object) -> tuple[Budget, ...]:
             raise InvalidOption(
                 f"workflow {workflow!r} has {keys.count(key)} {which}; put the limits into one Budget"
             )
-    return budgets
+    return tuple(budgets)
 
 
 def _flag(option: str, value: object, default: bool = False) -> bool:
