@@ -473,6 +473,16 @@ async def test_budgets_are_found_by_key_by_run_and_listed(app: Baton) -> None:
     assert len(await app.budgets.for_run(run)) == 3
 
 
+async def test_sums_are_exact_however_many_digits_they_have(app: Baton) -> None:
+    script["a"] = asking()
+    run = await app.insert(workflow("a", budget=Budget(usd=10**15)))
+    await run.wait()
+    await app.budgets.add(run, usd="1e-39")
+    status = await app.budgets.add(run, usd="-0.5")
+    assert str(status.usd.added) == "-0.499999999999999999999999999999999999999"
+    assert str(status.usd.left) == "999999999999999.400000000000000000000000000000000000001"
+
+
 async def test_what_is_not_there_or_cannot_be_is_refused_in_words(app: Baton) -> None:
     script["a"] = asking()
     run = await app.insert(workflow("a"))
@@ -487,7 +497,7 @@ async def test_what_is_not_there_or_cannot_be_is_refused_in_words(app: Baton) ->
     with pytest.raises(InvalidName):
         await app.budgets.get(" ")
     other = await app.insert(workflow("a", budget=Budget(calls=1)))
-    for wrong in ({}, {"usd": 1}, {"calls": 1.5}, {"usd": "much"}):
+    for wrong in ({}, {"usd": 1}, {"calls": 1.5}, {"usd": "much"}, {"usd": Decimal("NaN")}):
         with pytest.raises(InvalidOption):
             await app.budgets.add(other, **wrong)  # type: ignore[arg-type]
     assert (await app.budgets.add(other, calls=-1)).calls.total == 0

@@ -237,7 +237,14 @@ class Waits(LLMWorker, max_attempts=1):
         return job.attempt
 
 
-@pytest.mark.parametrize("job", [waits.new(0), waits.new(3_000), waits_in_a_thread.new(), Waits.new()])
+class WaitsInItsBase(Waits):
+    async def process(self, job: Job) -> int:
+        return int(await super().process(job))
+
+
+@pytest.mark.parametrize(
+    "job", [waits.new(0), waits.new(3_000), waits_in_a_thread.new(), Waits.new(), WaitsInItsBase.new()]
+)
 async def test_a_provider_without_room_is_waited_for_and_no_attempt_is_used(baton_dsn: str, job: Any) -> None:
     # `testing.run` skips the time.
     finished = await testing.run(one(job), dsn=baton_dsn)

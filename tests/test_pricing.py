@@ -290,6 +290,7 @@ def test_a_table_without_a_version_makes_one_of_its_prices() -> None:
         lambda: PriceTable({"m": "0.10"}),  # type: ignore[dict-item]
         lambda: PriceTable({}, source=""),
         lambda: PriceTable({}, version="\0"),
+        lambda: Price(Decimal(1), "me\udc80"),
         lambda: Price(0.1, "me"),  # type: ignore[arg-type]
         lambda: Price(Decimal(-1), "me"),
         lambda: Price(Decimal(1), ""),

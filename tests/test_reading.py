@@ -531,6 +531,7 @@ def test_a_mistake_of_ones_own_is_said(given: object) -> None:
         True,
         [],
         "1e999",
+        "1e-50",
         Decimal("-0.1"),
         "1" * 200,
     ],

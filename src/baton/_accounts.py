@@ -402,7 +402,8 @@ class Ledger:
         return await asyncio.shield(task)
 
     async def _store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
-        accounts.unwritten += 1
+        with self._lock:
+            accounts.unwritten += 1
         failures = 0
         try:
             await self._price(entries)
@@ -540,12 +541,14 @@ class Ledger:
         return entries, logs
 
     async def _deliver(self, entries: list[Entry], logs: list[Log]) -> None:
-        await self._price(entries)
-        await self._redact(logs)
         try:
+            await self._price(entries)
+            await self._redact(logs)
             await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
-        except psycopg.Error as error:
-            if not _is_refused(error):
+        except (OSError, TimeoutError):
+            raise
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and not _is_refused(error):
                 raise
             if len(entries) + len(logs) > 1:
                 # One that is refused must not take the others with it.
@@ -554,9 +557,9 @@ class Ledger:
                 for log in logs:
                     await self._deliver([], [log])
                 return
-            _lose(entries, f"the database refused it: {_one_line(error)}")
+            _lose(entries, f"it is refused: {_one_line(error)}")
             for log in logs:
-                logger.error("the database refused a captured call of %s: %s", _what(log), _one_line(error))
+                logger.error("a captured call of %s is refused: %s", _what(log), _one_line(error))
         else:
             self._tell(entries)
         self._forget(entries, logs)

@@ -60,13 +60,18 @@ async def of_llm_step(job: Job, accounts: Accounts | None, work: Awaitable[Any])
         accounts: Of the attempt; None for an ordinary job, of which nothing is recorded.
     """
     try:
-        result = await work
+        return await without_usage(job, accounts, work)
     except (Snooze, Cancel, BatonError):
         raise
     except Exception as error:
         if not _overload.is_overloaded(error):
             raise
         return _snooze(job, error)
+
+
+async def without_usage(job: Job, accounts: Accounts | None, work: Awaitable[Any]) -> Any:
+    """What `work` returns; the usage that it may carry is recorded, and left out."""
+    result = await work
     if isinstance(result, Record) and isinstance(result.value, Mapping) and _KEY in result.value:
         return Record(_without_usage(result.value, job, accounts))
     if isinstance(result, dict) and _KEY in result:

@@ -166,6 +166,10 @@ async def once[T](
         key,
         lambda: _stored_or_made(accounts, key, call, request=request, model=model, reserve=reserve),
     )
+    outer = _under_way.get()
+    if outer is not None and outer.accounts is accounts:
+        # It is recorded, by whoever made it: here, in an earlier attempt, or in another task that was faster.
+        outer.is_recorded = True
     if is_unknown(annotation):
         if value.foreign is not None:
             raise InvalidResult(
@@ -353,10 +357,6 @@ async def _stored_or_made(
     ledger = accounts.ledger
     stored = await _there(accounts, ledger.read_stored(accounts, key))
     if stored is not None:
-        outer = _under_way.get()
-        if outer is not None and outer.accounts is accounts:
-            # Paid for in an earlier attempt.
-            outer.is_recorded = True
         return _Value(stored)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
     # What is captured is redacted first, which takes its time. The value must not wait for that.

@@ -22,7 +22,9 @@ BEGIN
   SET reserved_usd = budget.reserved_usd - summed.reserved_usd, reserved_tokens = budget.reserved_tokens - summed.reserved_tokens,
       reserved_calls = budget.reserved_calls - summed.reserved_calls, spent_usd = budget.spent_usd + summed.usd,
       spent_tokens = budget.spent_tokens + summed.tokens, spent_calls = budget.spent_calls + summed.calls,
-      unpriced_calls = budget.unpriced_calls + summed.calls
+      unpriced_calls = budget.unpriced_calls + summed.calls,
+      -- What was charged for a lost call and is given back makes room, as adding does.
+      raised_at = CASE WHEN least(summed.usd, summed.tokens, summed.calls) < 0 THEN clock_timestamp() ELSE budget.raised_at END
   FROM summed WHERE budget.id = summed.budget_id;
 END
 $$;
