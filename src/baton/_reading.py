@@ -166,8 +166,8 @@ def checked_cost(cost: object) -> Decimal:
         return _dollars.exact("cost", cost, floats=True)
     except InvalidOption:
         raise InvalidUsage(
-            f"a cost of {str(cost)[:80]!r} cannot be; give dollars from 0 up as a Decimal, a number or text such as '0.0125', "
-            "with 40 digits at most before the point and after it"
+            f"a cost of {str(cost)[:80]!r} cannot be; give dollars from 0 up as a Decimal, a number or a text such as "
+            "'0.0125', with 40 digits at most before the point and after it"
         ) from None
 
 
