@@ -223,7 +223,7 @@ def _redacted(value: JsonValue, depth: int) -> JsonValue:
         # The argument behind `--password`, as commands have them.
         return [
             REDACTED
-            if _is_flag(before) and isinstance(item, str) and item[:1] not in "-"
+            if _is_flag(before) and isinstance(item, str) and item[:1] != "-"
             else _redacted(item, depth + 1)
             for before, item in zip((None, *value), value, strict=False)
         ]
@@ -289,8 +289,8 @@ _PLAIN_IN_TEXT = frozenset((name,) for name in _SECRET_NAMES - {"token"})
 # Whose keys, and whose tokens, are secrets.
 _SECRET_KEYS = _listed(
     "api access secret private signing encryption decryption auth account master subscription storage shared ssh service rsa "
-    "hmac admin deploy license bearer session security ssl tls pgp gpg openai anthropic google gemini azure aws mistral groq cohere "
-    "deepseek openrouter xai huggingface stripe"
+    "hmac admin deploy license bearer session security ssl tls pgp gpg openai anthropic google gemini azure aws mistral groq "
+    "cohere deepseek openrouter xai huggingface stripe"
 )
 _SECRET_TOKENS = _listed(
     "access refresh auth api id bearer session secret security csrf xsrf oauth user bot app personal device"

@@ -27,6 +27,7 @@ logger = logging.getLogger("baton.pricing")
 
 _MILLION = Decimal(1_000_000)
 _LONGEST_TEXT = 200
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class Price:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cost", _dollars.exact("cost", self.cost))
         for name, value in (("source", self.source), ("version", self.version)):
-            if not isinstance(value, str) or len(value) > _LONGEST_TEXT or "\0" in value:
+            if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _UNSTORABLE.search(value):
                 raise InvalidOption(
-                    f"{name} is {value!r}; it must be text of at most {_LONGEST_TEXT} characters"
+                    f"{name} is {value!r:.300}; it must be text of at most {_LONGEST_TEXT} characters that can be stored"
                 )
         if not self.source:
             raise InvalidOption("source is ''; name where the price is from")
