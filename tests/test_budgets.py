@@ -182,6 +182,17 @@ async def test_a_step_may_catch_it_and_ask_for_less(app: Baton) -> None:
     assert calls == ["day", "call"]
 
 
+async def test_a_run_that_its_budget_ended_goes_on_after_a_top_up_and_a_retry(app: Baton) -> None:
+    script["a"] = asking()
+    run = await app.insert(workflow("a", "b", chain=True, budget=Budget(usd="0.5")))
+    script["b"] = asking()
+    assert await run.wait() == "failed"
+    await app.budgets.add(run, usd=2)
+    await run.retry()
+    assert await run.wait() == "completed"
+    assert (await app.budgets.get(run)).usd.spent == Decimal("0.2")
+
+
 async def test_calls_side_by_side_that_find_it_exhausted_end_the_step_as_cancelled(app: Baton) -> None:
     async def asks() -> None:
         async with asyncio.TaskGroup() as group:

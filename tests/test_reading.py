@@ -501,6 +501,7 @@ def test_a_dict_of_ones_own_has_these_keys() -> None:
         {"input_tokens": -1},
         {"input_tokens": "12"},
         {"input_tokens": 1.0},
+        {"input_tokens": 10**5_000},
         {"input_tokens": 10, "cache_read_tokens": 11},
         {"input_tokens": 10, "latency_ms": -1},
         {"input_tokens": 10, "latency_ms": float("nan")},

@@ -196,7 +196,7 @@ class Accounts:
         seen: Steps whose results it has read, and `unlogged` what no captured call has taken along of these.
         open_logs: Requests that it has logged by itself and that have no response yet.
         unwritten: How much is not known to the database.
-        is_given_up: Its outcome has waited for that, and does not any longer.
+        gave_up: Its outcome has waited long enough for that.
     """
 
     ledger: Ledger
@@ -216,7 +216,7 @@ class Accounts:
     lock: threading.Lock = field(default_factory=threading.Lock)
     unwritten: int = 0
     all_written: asyncio.Event | None = None
-    is_given_up: bool = False
+    gave_up: bool = False
 
     def record(self, usage: Usage, *, cost: Decimal | None = None) -> Entry:
         """Write what a call used, soon. From any thread."""
@@ -446,7 +446,7 @@ class Ledger:
     async def finish(self, accounts: Accounts) -> None:
         """Wait until what an attempt used is written. Not for ever: what is not goes on being tried after that."""
         self.add([], accounts.closed_logs())
-        if not accounts.unwritten or accounts.is_given_up or self._waits_for_somebody:
+        if not accounts.unwritten or accounts.gave_up or self._waits_for_somebody:
             return
         accounts.all_written = asyncio.Event()
         self._ensure_writer()
@@ -457,7 +457,7 @@ class Ledger:
                     accounts.all_written.clear()
                     await accounts.all_written.wait()
         except TimeoutError:
-            accounts.is_given_up = True
+            accounts.gave_up = True
             logger.warning(
                 "what %s used could not be written for %g seconds; its outcome does not wait for it any longer, and it is kept",
                 _what_of(accounts),

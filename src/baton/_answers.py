@@ -11,6 +11,7 @@ from oban.job import Snooze as ObanSnooze
 
 from baton import _overload, _reading
 from baton._accounts import Accounts, Entry
+from baton._codec import clean_text
 from baton._error_line import error_line
 from baton._outcomes import Cancel, Snooze
 from baton._usage import Usage
@@ -112,4 +113,4 @@ def _snooze(job: Job, error: Exception) -> ObanSnooze:
         seconds,
     )
     # Oban's, which a job outside of any workflow may return as well.
-    return ObanSnooze(math.ceil(seconds))
+    return ObanSnooze(math.ceil(seconds), {"no_room": clean_text(told, _LONGEST_LINE)})

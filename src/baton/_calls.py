@@ -24,6 +24,7 @@ from uuid import UUID
 from baton import _codec, _step
 from baton._accounts import Accounts, Entry, Log
 from baton._answers import read_entries
+from baton._budget import Reserve
 from baton._declare import resolved_hints
 from baton._fit import describe, is_unknown
 from baton._names import call_key, uuid7
@@ -92,7 +93,7 @@ async def call_llm[T](
     *,
     request: object = None,
     model: str | None = None,
-    reserve: object = None,
+    reserve: Reserve | None = None,
 ) -> T:
     """Make one call of a model: with leave of the run's budgets, its usage recorded, captured if the run is.
 
@@ -125,7 +126,7 @@ async def once[T](
     returns: object = None,
     request: object = None,
     model: str | None = None,
-    reserve: object = None,
+    reserve: Reserve | None = None,
 ) -> T:
     """As `call_llm`, and never paid twice: the value is stored, together with its usage, before this returns.
 

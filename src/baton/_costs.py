@@ -98,9 +98,7 @@ def cost(
 
 
 def _plain(totals: "Totals") -> dict[str, Any]:
-    """As JSON has it: a cost as text, because a number there would be read as a float."""
-    exact = None if totals.cost_usd is None else format(totals.cost_usd, "f")
-    return {**asdict(totals), "cost_usd": exact, "is_lower_bound": totals.is_lower_bound}
+    return {**asdict(totals), "is_lower_bound": totals.is_lower_bound}
 
 
 def _row(row: "CostRow") -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Price:
         for name, value in (("source", self.source), ("version", self.version)):
             if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _UNSTORABLE.search(value):
                 raise InvalidOption(
-                    f"{name} is {value!r}; it must be text of at most {_LONGEST_TEXT} characters"
+                    f"{name} is {value!r:.300}; it must be text of at most {_LONGEST_TEXT} characters that can be stored"
                 )
         if not self.source:
             raise InvalidOption("source is ''; name where the price is from")
