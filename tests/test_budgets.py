@@ -80,7 +80,7 @@ async def scripted(name: str) -> Any:
     return await script[name]()
 
 
-@llm_step(name="tests.budgets.modelled", max_attempts=3)
+@llm_step(name="tests.budgets.modelled", max_attempts=3, backoff=lambda _: 0)
 async def modelled(name: str) -> Any:
     return await script[name]()
 
@@ -298,6 +298,19 @@ async def test_an_llm_step_does_not_begin_on_an_exhausted_budget(app: Baton) -> 
     assert calls == ["call"]
 
 
+async def test_an_llm_step_that_has_paid_for_its_call_may_end_on_an_exhausted_budget(app: Baton) -> None:
+    async def pays() -> Any:
+        value = await once("answer", answer, request=REQUEST)
+        if baton.current().attempt == 1:
+            raise ValueError("after the answer")
+        return value
+
+    script["a"] = pays
+    run = await app.insert(workflow("a", made=modelled, budget=Budget(calls=1)))
+    assert await run.wait() == "completed"
+    assert calls == ["call"]
+
+
 async def test_a_step_that_makes_no_calls_may_run_on_an_exhausted_budget(app: Baton) -> None:
     script["a"] = lambda: answer(name="began")
     run = await app.insert(workflow("a", budget=Budget(calls=0)))
@@ -392,6 +405,24 @@ async def test_a_call_that_is_cancelled_while_it_asks_for_leave_leaves_nothing_s
     assert await run.wait() == "completed"
     await eventually(lambda: untouched(app, run))
     assert calls == []
+
+
+async def test_a_transaction_that_holds_a_budget_holds_up_nothing_but_the_calls_on_it(
+    app: Baton, db: psycopg.AsyncConnection, baton_dsn: str
+) -> None:
+    script["a"] = asking()
+    script["b"] = lambda: answer(name="other")
+    async with await psycopg.AsyncConnection.connect(baton_dsn) as ours:
+        first = await app.insert(workflow("b", budget=Budget(key="held", usd=50)))
+        assert await first.wait() == "completed"
+        await app.insert(workflow("b", budget=Budget(key="held", usd=60)), conn=ours)
+        held = [await app.insert(workflow("a", budget=Budget(key="held", usd=50))) for _ in range(8)]
+        await eventually(lambda: blocked(db))
+        other = await app.insert(workflow("b"))
+        assert await other.wait(timeout=20) == "completed"
+        assert await states(held[0]) == {"a": "executing"}
+    for run in held:
+        assert await run.wait() == "completed"
 
 
 async def blocked(db: psycopg.AsyncConnection) -> bool:

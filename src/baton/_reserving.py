@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
 from baton import _budget, _overload
 from baton._budget import Reserve, Shortage, named, shortage
@@ -156,8 +157,15 @@ async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | N
     Should the database be away, it is charged when the attempt has ended.
     """
     charged = error is not None and not _overload.is_free(error)
+    patient_until = time.monotonic() + _PATIENCE
     try:
-        await treasury.end_reservations([reservation_id], charged=charged)
+        while True:
+            try:
+                return await treasury.end_reservations([reservation_id], charged=charged)
+            except LockNotAvailable:
+                if time.monotonic() >= patient_until:
+                    raise
+                await asyncio.sleep(_LONGEST_PAUSE)
     except (psycopg.Error, OSError, TimeoutError) as failure:
         logger.warning(
             "what was set aside for a call stays so until its attempt has ended, and is charged then: %s",

@@ -88,7 +88,7 @@ class BudgetStatus:
         unpriced: `strict` or `warn`.
         paused_runs: Runs that it has paused, counted up to 1,000.
         inserted_at: When it was declared first.
-        raised_at: When something was added, or its limits changed; else when it was declared.
+        raised_at: When something was added or given back, or its limits changed; else when it was declared.
     """
 
     key: str | None

@@ -1,7 +1,7 @@
 -- release_reservation: end reservations of which no usage will come: give back what they held, because nothing was used, or charge it
 -- (p_charged), because nobody knows. One that is settled already, or not there, is left alone.
 CREATE OR REPLACE FUNCTION /* schema */baton_release_reservation(p_ids uuid[], p_charged boolean) RETURNS void
-LANGUAGE plpgsql /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ SET lock_timeout = '1s' AS $$
 BEGIN
   PERFORM 1 FROM /* schema */workflow_budgets AS budget
   WHERE budget.id IN (SELECT reservation.budget_id FROM /* schema */workflow_reservations AS reservation WHERE reservation.id = ANY(p_ids))
