@@ -113,7 +113,8 @@ class _Copier:
             return "[too deep]"
         self._above.add(id(value))
         try:
-            if isinstance(value, list | tuple | set | frozenset):
+            named = isinstance(value, tuple) and hasattr(value, "_fields")
+            if isinstance(value, list | tuple | set | frozenset) and not named:
                 return self._items(value)
             members = value.items() if isinstance(value, Mapping) else _fields(value)
             if members is None:
@@ -158,6 +159,8 @@ def _fields(value: object) -> Iterable[tuple[object, object]] | None:
     kind = type(value)
     if isinstance(value, type):
         return None
+    if isinstance(value, tuple):
+        return zip(value._fields, value, strict=False)  # type: ignore[attr-defined]
     if callable(getattr(kind, "new_messages", None)) and hasattr(value, "output"):
         # The run of a Pydantic AI agent, which hides what went to and fro.
         return [("output", value.output), ("messages", value.new_messages())]  # type: ignore[attr-defined]

@@ -111,20 +111,15 @@ def model_for(job: Job | str, default: str | None = None, /) -> str:
     """
     if isinstance(job, str):
         try:
-            args = _step.current().job.args
+            job, default = _step.current().job, job
         except NoWorkflow:
             return job
-        default = job
-    else:
-        args = job.args
-    found = args.get(_MODEL)
-    if isinstance(found, str):
-        return found
     if not isinstance(default, str):
         raise InvalidOption(
-            "model_for takes the model to ask where none was configured: model_for(job, 'gpt-6.1-sol')"
+            "model_for takes the model to ask where none was configured, behind the job or alone: model_for('gpt-6.1-sol')"
         )
-    return default
+    found = job.args.get(_MODEL)
+    return found if isinstance(found, str) else default
 
 
 @overload
