@@ -326,11 +326,16 @@ def _is_secret(words: tuple[str, ...]) -> bool:
         return True
     if ("session", "id") in pairs:
         return True
-    if words[-1] in ("pass", "auth") and len(words) > 1:
-        return words[-2] in (_SECRET_PASSES if words[-1] == "pass" else _SECRET_AUTHS)
-    if words[-1] == "token":
-        return len(words) == 1 or words[-2] not in _PLAIN_TOKENS
-    return words[-1] == "tokens" and len(words) > 1 and words[-2] in _SECRET_TOKENS
+    match pairs[-1:]:
+        case [(whose, "pass")]:
+            return whose in _SECRET_PASSES
+        case [(whose, "auth")]:
+            return whose in _SECRET_AUTHS
+        case [(whose, "token")]:
+            return whose not in _PLAIN_TOKENS
+        case [(whose, "tokens")]:
+            return whose in _SECRET_TOKENS
+    return False
 
 
 @lru_cache(4096)

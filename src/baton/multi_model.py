@@ -110,10 +110,11 @@ def model_for(job: Job | str, default: str | None = None, /) -> str:
     default. `model_for(job, default)` is for worker classes.
     """
     if isinstance(job, str):
+        default = job
         try:
-            job, default = _step.current().job, job
+            job = _step.current().job
         except NoWorkflow:
-            return job
+            return default
     if not isinstance(default, str):
         raise InvalidOption(
             "model_for takes the model to ask where none was configured, behind the job or alone: model_for('gpt-6.1-sol')"
