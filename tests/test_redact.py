@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -83,6 +83,11 @@ SECRETS = {
 }
 
 
+class Login(NamedTuple):
+    user: str
+    password: str
+
+
 class Colour(StrEnum):
     RED = "red"
 
@@ -120,6 +125,7 @@ def test_a_copy_is_json_whatever_the_value_is() -> None:
         "colour": Colour.RED,
         "image": b"\x89PNG",
         "many": (1, 2.5, None, True),
+        "named": Login("me", "hunter2"),
         "some": {1},
         "frozen": MappingProxyType({"a": OrderedDict(b=1)}),
         7: "a number as a key",
@@ -141,6 +147,8 @@ def test_a_copy_is_json_whatever_the_value_is() -> None:
         "colour": "red",
         "image": "[4 bytes]",
         "many": [1, 2.5, None, True],
+        # By its names, for one may be that of a secret.
+        "named": {"user": "me", "password": "hunter2"},
         "some": [1],
         "frozen": {"a": {"b": 1}},
         "7": "a number as a key",

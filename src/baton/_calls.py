@@ -29,7 +29,7 @@ from baton._declare import resolved_hints
 from baton._fit import describe, is_unknown
 from baton._names import call_key, uuid7
 from baton._usage import Usage
-from baton.errors import InvalidOption, InvalidResult, InvalidUsage, NoWorkflow, ResultError
+from baton.errors import InvalidOption, InvalidResult, InvalidUsage, ResultError
 
 logger = logging.getLogger("baton.step")
 
@@ -65,7 +65,7 @@ def record_usage(
         InvalidUsage: Nothing that was used can be read from it.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.record_usage()")
+    accounts = _step.accounts_for("baton.record_usage()")
     return record_for(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
 
 
@@ -113,7 +113,7 @@ async def call_llm[T](
         UnpricedModel: A budget is strict about prices, and there is none for this model. Nothing was called.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.call_llm()")
+    accounts = _step.accounts_for("baton.call_llm()")
     made = await _make(accounts, call, request=request, model=model, reserve=reserve)
     accounts.ledger.add(made.entries, made.logs)
     return made.value
@@ -158,7 +158,7 @@ async def once[T](
         UnpricedModel: As for `call_llm`.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.once()")
+    accounts = _step.accounts_for("baton.once()")
     call_key(key)
     annotation = _returned_by(call) if returns is None else returns
     value = await _in_one_flight(
@@ -420,17 +420,6 @@ async def _in_one_flight(
         del accounts.flights[key]
     mine.set_result(value)
     return value
-
-
-def _accounts(what: str) -> Accounts:
-    try:
-        accounts = _step.attempt_here().accounts
-    except NoWorkflow:
-        raise NoWorkflow(
-            f"{what} is for code that a step runs; no step of a workflow is running here"
-        ) from None
-    assert accounts is not None
-    return accounts
 
 
 async def _there[T](accounts: Accounts, work: Coroutine[Any, Any, T]) -> T:

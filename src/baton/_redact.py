@@ -113,7 +113,8 @@ class _Copier:
             return "[too deep]"
         self._above.add(id(value))
         try:
-            if isinstance(value, list | tuple | set | frozenset):
+            named = isinstance(value, tuple) and hasattr(value, "_fields")
+            if isinstance(value, list | tuple | set | frozenset) and not named:
                 return self._items(value)
             members = value.items() if isinstance(value, Mapping) else _fields(value)
             if members is None:
@@ -158,6 +159,8 @@ def _fields(value: object) -> Iterable[tuple[object, object]] | None:
     kind = type(value)
     if isinstance(value, type):
         return None
+    if isinstance(value, tuple):
+        return zip(value._fields, value, strict=False)  # type: ignore[attr-defined]
     if callable(getattr(kind, "new_messages", None)) and hasattr(value, "output"):
         # The run of a Pydantic AI agent, which hides what went to and fro.
         return [("output", value.output), ("messages", value.new_messages())]  # type: ignore[attr-defined]
@@ -323,11 +326,16 @@ def _is_secret(words: tuple[str, ...]) -> bool:
         return True
     if ("session", "id") in pairs:
         return True
-    if words[-1] in ("pass", "auth") and len(words) > 1:
-        return words[-2] in (_SECRET_PASSES if words[-1] == "pass" else _SECRET_AUTHS)
-    if words[-1] == "token":
-        return len(words) == 1 or words[-2] not in _PLAIN_TOKENS
-    return words[-1] == "tokens" and len(words) > 1 and words[-2] in _SECRET_TOKENS
+    match pairs[-1:]:
+        case [(whose, "pass")]:
+            return whose in _SECRET_PASSES
+        case [(whose, "auth")]:
+            return whose in _SECRET_AUTHS
+        case [(whose, "token")]:
+            return whose not in _PLAIN_TOKENS
+        case [(whose, "tokens")]:
+            return whose in _SECRET_TOKENS
+    return False
 
 
 @lru_cache(4096)
