@@ -368,6 +368,29 @@ async def test_a_call_that_failed_is_charged_unless_nobody_can_have_been_paid(
     assert (round(status.usd.spent, 1), status.usd.reserved, status.calls.spent) == (spent, 0, spent)
 
 
+async def test_a_call_that_fails_when_calls_within_it_told_what_they_used_is_charged_that_alone(
+    app: Baton,
+) -> None:
+    async def fails() -> None:
+        await call_llm(answer, request=REQUEST)
+        raise ValueError("after the answer")
+
+    async def asks() -> None:
+        with pytest.raises(ValueError, match="after"):
+            await call_llm(fails, request=REQUEST)
+
+    script["a"] = asks
+    run = await app.insert(workflow("a", budget=Budget(usd=5)))
+    assert await run.wait() == "completed"
+    status = await app.budgets.get(run)
+    assert (status.usd.spent, status.usd.reserved, status.calls.spent, status.unpriced_calls) == (
+        (await app.stats.workflow_totals(run.id)).cost_usd,
+        0,
+        1,
+        0,
+    )
+
+
 async def test_a_call_that_is_cancelled_is_charged(app: Baton) -> None:
     began = asyncio.Event()
 
@@ -386,6 +409,7 @@ async def test_a_call_that_is_cancelled_is_charged(app: Baton) -> None:
     assert await run.wait() == "completed"
     status = await app.budgets.get(run)
     assert (status.usd.spent, status.usd.reserved, status.unpriced_calls) == (Decimal("1.007"), 0, 1)
+    assert (await app.stats.workflow_totals(run.id)).cost_text == "unknown"
 
 
 async def test_a_call_that_is_cancelled_while_it_asks_for_leave_leaves_nothing_set_aside(

@@ -665,6 +665,69 @@ async def test_a_call_that_raises_leaves_what_it_recorded(worker: Baton, db: psy
     assert [row[2] for row in await used(db)] == [None, "key", None]
 
 
+async def test_a_call_that_may_be_paid_for_and_gave_no_answer_is_recorded_as_unknown(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    class Refused(Exception):
+        status_code = 400
+
+    def raising(error: BaseException) -> Callable[[], Awaitable[Any]]:
+        async def call() -> None:
+            raise error
+
+        return call
+
+    async def script() -> None:
+        for error in (TimeoutError("cut"), ValueError("no JSON")):
+            with pytest.raises(type(error)):
+                await call_llm(raising(error), model="paid")
+            with pytest.raises(type(error)):
+                await once("key", raising(error), model="paid")
+        # Nobody is paid for these.
+        for error in (Refused(), ConnectionRefusedError(), Snooze(1)):
+            with pytest.raises(type(error)):
+                await call_llm(raising(error), model="free")
+
+    run = await worker.insert(workflow(step=script))
+    assert await run.wait(timeout=60) == "completed"
+    assert [row[2:] for row in await used(db)] == [
+        (None, "paid", None, None),
+        ("key", "paid", None, None),
+    ] * 2
+    assert (await worker.stats.workflow_totals(run.id)).cost_text == "unknown"
+
+
+async def test_of_a_call_within_a_call_what_may_be_paid_for_is_recorded_once(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    async def cut() -> None:
+        raise TimeoutError
+
+    async def both() -> dict[str, Any]:
+        with pytest.raises(TimeoutError):
+            await call_llm(cut, model="inner")
+        return CHAT
+
+    async def known() -> None:
+        await call_llm(in_place, model="inner")
+        raise ValueError("after the answer")
+
+    async def script() -> None:
+        with pytest.raises(TimeoutError):
+            await call_llm(lambda: call_llm(cut, model="inner"), model="outer")
+        await call_llm(both, model="second")
+        with pytest.raises(ValueError, match="after"):
+            await call_llm(known, model="third")
+
+    await results(worker, step=script)
+    assert [row[3:5] for row in await used(db)] == [
+        ("outer", None),
+        (CHAT["model"], CHAT["usage"]["completion_tokens"]),
+        ("second", None),
+        ("a", 2),
+    ]
+
+
 async def test_what_a_call_records_that_takes_long_is_written_meanwhile(
     worker: Baton, db: psycopg.AsyncConnection
 ) -> None:
@@ -743,6 +806,24 @@ async def test_a_call_within_itself_is_refused_instead_of_waiting_for_ever(worke
             await once("key", lambda: once("key", in_place))
 
     await results(worker, step=script)
+
+
+async def test_what_cannot_be_a_call_is_refused_before_it_costs_anything(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    async def script() -> None:
+        for make in (call_llm, lambda call, **options: once("key", call, **options)):
+            with pytest.raises(InvalidOption, match="of type coroutine: pass a function that makes it"):
+                await make(in_place())  # type: ignore[operator]
+            with pytest.raises(InvalidOption, match="model is 5"):
+                await make(in_place, model=5)  # type: ignore[operator]
+            with pytest.raises(InvalidOption, match=r"reserve is 0.5; pass Reserve"):
+                await make(in_place, reserve=0.5)  # type: ignore[operator]
+        with pytest.raises(InvalidOption, match="pass the type itself"):
+            await once("key", in_place, returns="ChatCompletion")
+
+    await results(worker, step=script)
+    assert await used(db) == []
 
 
 async def test_a_stream_or_what_cannot_be_awaited_is_no_call(worker: Baton) -> None:

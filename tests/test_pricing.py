@@ -288,6 +288,7 @@ def test_a_table_without_a_version_makes_one_of_its_prices() -> None:
         lambda: ModelPrice(input="1e999999", output=1),
         lambda: ModelPrice(input="1" * 10_000, output=1),
         lambda: PriceTable({"m": "0.10"}),  # type: ignore[dict-item]
+        lambda: PriceTable([]),  # type: ignore[arg-type]
         lambda: PriceTable({}, source=""),
         lambda: PriceTable({}, version="\0"),
         lambda: PriceTable({}, version="\ud800"),

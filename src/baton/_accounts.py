@@ -25,6 +25,7 @@ import psycopg
 from oban.job import Job
 
 from baton import _reserving
+from baton._budget import Reserve
 from baton._capture import Captured, Hook, Redactor, Shown
 from baton._codec import clean_text
 from baton._deadline import end, pause_after, within
@@ -229,7 +230,7 @@ class Accounts:
         if self.budgeted:
             await _reserving.may_start(self._claimant())
 
-    async def reserve(self, *, request: object, model: str | None, reserve: object) -> UUID | None:
+    async def reserve(self, *, request: object, model: str | None, reserve: Reserve | None) -> UUID | None:
         """Ask the run's budgets for leave to make a call; the id of what is reserved for it, None where nothing is."""
         if not self.budgeted:
             return None
@@ -249,10 +250,10 @@ class Accounts:
         for entry in entries:
             entry.reservation = reservation
 
-    async def release(self, reservation: UUID | None, error: BaseException | None) -> None:
-        """A call came to nothing: free what was reserved for it, or charge it, as its error says. None: it needed nothing."""
+    async def release(self, reservation: UUID | None) -> None:
+        """A call used nothing of what was reserved for it: free that."""
         if reservation is not None:
-            await _reserving.end(self.ledger.books, reservation, error)
+            await _reserving.end(self.ledger.books, reservation)
 
     def snapshot(self, value: object) -> Copy | None:
         """A copy of a value as it is now; None where nothing is captured."""

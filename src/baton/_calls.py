@@ -21,7 +21,7 @@ from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
 
-from baton import _codec, _step
+from baton import _codec, _reserving, _step
 from baton._accounts import Accounts, Entry, Log
 from baton._answers import read_entries
 from baton._budget import Reserve
@@ -109,11 +109,14 @@ async def call_llm[T](
         What the call returned, as it is.
 
     Raises:
+        InvalidOption: `call` is no function, or one that returns nothing to await, or a stream; `model` is no text, or
+            `reserve` no `Reserve`.
         BudgetExhausted: A budget does not allow it. Nothing was called.
         UnpricedModel: A budget is strict about prices, and there is none for this model. Nothing was called.
         NoWorkflow: No step of a workflow is running here.
     """
     accounts = _step.accounts_for("baton.call_llm()")
+    _check(call, model, reserve)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve)
     accounts.ledger.add(made.entries, made.logs)
     return made.value
@@ -149,6 +152,7 @@ async def once[T](
 
     Raises:
         InvalidName: The key is none.
+        InvalidOption: As for `call_llm`; or `returns` is no type.
         InvalidResult: JSON cannot hold the value; then nothing is stored. Or it is no plain JSON and nothing says what type it
             is; then it is stored, and the next attempt with a `returns` gets it.
         ResultMismatch: What is stored is not of the type.
@@ -160,6 +164,9 @@ async def once[T](
     """
     accounts = _step.accounts_for("baton.once()")
     call_key(key)
+    _check(call, model, reserve)
+    if isinstance(returns, str):
+        raise InvalidOption(f"returns is the text {returns!r:.100}; pass the type itself")
     annotation = _returned_by(call) if returns is None else returns
     value = await _in_one_flight(
         accounts,
@@ -216,6 +223,8 @@ class _Call:
     entries: list[Entry] = field(default_factory=list)
     is_recorded: bool = False
     """Whether anything was, be it by a stored call within this one, which has written it already."""
+    is_lost: bool = False
+    """Whether it may be paid for, or a call within this one, and nobody knows what it used: it failed without an answer."""
     is_open: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -258,7 +267,7 @@ async def _make[T](
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
     key: str | None = None,
 ) -> _Made[T]:
     asked_for = model if model is not None else _model_of(request)
@@ -281,13 +290,17 @@ async def _make[T](
     except BaseException as error:
         _under_way.reset(token)
         entries = under_way.close()
-        logs = accounts.capture(uuid7(), key=key, model=asked_for, request=sent, error=error)
+        if not under_way.is_recorded and not _reserving.is_free(error):
+            under_way.is_lost = True
+        entries = [*entries, *_lost(under_way)]
+        call_id = entries[0].id if entries else uuid7()
+        logs = accounts.capture(call_id, key=key, model=asked_for, request=sent, error=error)
         if entries:
             accounts.settle(entries, reservation)
             _pass_on(outer, entries)
         accounts.ledger.add(entries, logs)
         if not entries:
-            await _there(accounts, accounts.release(reservation, error))
+            await _there(accounts, accounts.release(reservation))
         raise
     latency = time.monotonic() - began
     _under_way.reset(token)
@@ -296,10 +309,11 @@ async def _make[T](
         entries = _read_value(accounts, value, latency=latency, asked_for=asked_for)
         for entry in entries:
             entry.key, entry.asked_for = key, asked_for
+    entries = [*entries, *_lost(under_way)]
     if entries:
         accounts.settle(entries, reservation)
     else:
-        await _there(accounts, accounts.release(reservation, None))
+        await _there(accounts, accounts.release(reservation))
     _pass_on(outer, entries)
     call_id = entries[0].id if entries else uuid7()
     logs = accounts.capture(
@@ -308,10 +322,39 @@ async def _make[T](
     return _Made(value, entries, logs)
 
 
+def _lost(call: _Call) -> list[Entry]:
+    """What a call used that failed without an answer: unknown. Of one within another, it is told with that."""
+    if not call.is_lost:
+        return []
+    if call.outer is not None:
+        call.outer.is_lost = True
+        return []
+    usage = Usage(model=call.asked_for)
+    # No pricing can know, and one that takes nothing for zero would say that it was free.
+    return [Entry(call.accounts, usage, key=call.key, asked_for=call.asked_for, is_priced=True)]
+
+
 def _pass_on(outer: _Call | None, entries: Sequence[Entry]) -> None:
     """What a call within a call used counts for that: it has no usage of its own to be read then."""
     if outer is not None and entries:
         outer.is_recorded = True
+
+
+def _check(call: object, model: object, reserve: object) -> None:
+    """Say what cannot work before anything is set aside for it, and whether the run has a budget or not."""
+    if not callable(call):
+        if inspect.iscoroutine(call):
+            call.close()
+        raise InvalidOption(
+            f"the call is of type {type(call).__name__}: pass a function that makes it, such as "
+            "`lambda: client.chat.completions.create(...)`"
+        )
+    if model is not None and not isinstance(model, str):
+        raise InvalidOption(f"model is {model!r:.100}; pass its name")
+    if reserve is not None and not isinstance(reserve, Reserve):
+        raise InvalidOption(
+            f"reserve is {reserve!r:.100}; pass Reserve(usd=0.50), Reserve(tokens=2_000), or both"
+        )
 
 
 async def _awaited[T](call: Callable[[], Awaitable[T]]) -> T:
@@ -352,7 +395,7 @@ async def _stored_or_made(
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
 ) -> _Value:
     ledger = accounts.ledger
     stored = await _there(accounts, ledger.read_stored(accounts, key))

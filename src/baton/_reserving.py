@@ -1,5 +1,5 @@
-"""Asks the budgets of a run for leave before a call of a model is made, and gives back or charges what was set aside for one
-that came to nothing. What a call used is settled with its row, by `_accounts`.
+"""Asks the budgets of a run for leave before a call of a model is made, and gives back what was set aside for one that
+came to nothing. What a call used, or may have used, is settled with its row, by `_accounts`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from baton._deadline import pause_after
 from baton._names import uuid7
 from baton._outcomes import Snooze
 from baton._usage import Usage
-from baton.errors import BudgetExhausted, InvalidOption, ResultError, UnpricedModel
+from baton.errors import BudgetExhausted, ResultError, UnpricedModel
 
 logger = logging.getLogger("baton.step")
 
@@ -82,7 +82,7 @@ async def reserve(
     *,
     request: object,
     model: str | None,
-    reserve: object,
+    reserve: Reserve | None,
 ) -> UUID:
     """Set aside what a call may come to, with all budgets of its run; wait for calls under way where they alone are in its way.
 
@@ -91,7 +91,7 @@ async def reserve(
         price: What so much would cost; called in a thread.
         request: What is to be sent.
         model: Its model, where it does not name it.
-        reserve: A `Reserve`, in place of what the request says.
+        reserve: In place of what the request says.
 
     Raises:
         BudgetExhausted: A budget does not allow it, and says `stop`.
@@ -149,19 +149,23 @@ async def may_start(claimant: Claimant) -> None:
         await _exhausted(claimant, shortage(said), nothing, start=True)
 
 
-async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | None) -> None:
-    """A call came to nothing that could be read: give back what was set aside for it, or charge it, as its error says.
+def is_free(error: BaseException) -> bool:
+    """Whether nobody is paid for a call that ended so: the provider answered with an error or was never reached, or the call
+    says itself that it is to be made later. Of all else, such as a timeout or a stream that failed late, nobody knows.
+    """
+    return isinstance(error, Snooze) or _overload.is_free(error)
 
-    A provider that answered with an error, or was never reached, is not paid. Of all else, such as a timeout or a stream that
-    failed late, nobody knows.
+
+async def end(treasury: Treasury, reservation_id: UUID) -> None:
+    """Give back what was set aside for a call that used nothing of it.
+
     Should the database be away, it is charged when the attempt has ended.
     """
-    charged = error is not None and not _overload.is_free(error)
     patient_until = time.monotonic() + _PATIENCE
     try:
         while True:
             try:
-                return await treasury.end_reservations([reservation_id], charged=charged)
+                return await treasury.end_reservations([reservation_id], charged=False)
             except LockNotAvailable:
                 if time.monotonic() >= patient_until:
                     raise
@@ -174,12 +178,8 @@ async def end(treasury: Treasury, reservation_id: UUID, error: BaseException | N
 
 
 async def _asked(
-    price: Callable[[Usage], Decimal | None], request: object, model: str | None, reserve: object
+    price: Callable[[Usage], Decimal | None], request: object, model: str | None, reserve: Reserve | None
 ) -> _Asked:
-    if reserve is not None and not isinstance(reserve, Reserve):
-        raise InvalidOption(
-            f"reserve is {reserve!r:.100}; pass Reserve(usd=0.50), Reserve(tokens=2_000), or both"
-        )
     # In a thread: a request may be large, and prices take their time the first time.
     return await asyncio.to_thread(_asked_for, price, request, model, reserve)
 
@@ -223,7 +223,7 @@ _undoing: set[asyncio.Task[None]] = set()
 async def _undo(treasury: Treasury, asking: asyncio.Task[Mapping[str, Any]], reservation_id: UUID) -> None:
     asking.cancel()
     await asyncio.wait({asking})
-    await end(treasury, reservation_id, None)
+    await end(treasury, reservation_id)
 
 
 async def _patiently[T](ask: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -338,6 +338,10 @@ class PriceTable:
         version: str | None = None,
         otherwise: Pricing | None = _GENAI,
     ) -> None:
+        if not isinstance(prices, Mapping):
+            raise InvalidOption(
+                f"the prices are of type {type(prices).__name__}; give a dict of model name to ModelPrice"
+            )
         for model, price in prices.items():
             if not isinstance(model, str) or not isinstance(price, ModelPrice):
                 raise InvalidOption(
