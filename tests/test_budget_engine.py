@@ -155,6 +155,17 @@ async def test_a_call_whose_cost_is_not_known_is_charged_what_it_had_set_aside(s
     assert await steps.value("SELECT unpriced_calls FROM workflow_budgets") == 1
 
 
+async def test_what_a_provider_says_never_leads_beyond_what_the_database_counts(steps: Steps) -> None:
+    run = await steps.insert(ONE_STEP, budget=Budget(usd=1))
+    largest = 2**63 - 1
+    await charge_all(steps, [(run, None, "0", largest)] * 3)
+    await steps.run(
+        "SELECT baton_charge(%s::jsonb)",
+        json.dumps([{"workflow_id": str(run), "input_tokens": largest, "output_tokens": largest}]),
+    )
+    assert (await figures(steps))[2] == 4 * 10**15
+
+
 async def test_several_calls_of_one_reservation_settle_it_once_and_all_count(steps: Steps) -> None:
     run = await steps.insert(ONE_STEP, budget=Budget(usd=1))
     (attempt,) = await steps.start("a")
@@ -435,6 +446,26 @@ async def test_a_manual_resume_a_cancel_and_a_retry_forget_what_paused_a_run(ste
     assert (await steps.workflow(run))["paused_for"] is None
     assert await steps.engine.pause_for(run, budget, Decimal(1), 0, start=False) == "ended"
     assert await steps.engine.pause_for(uuid4(), budget, Decimal(1), 0, start=False) == "ended"
+
+
+@pytest.mark.parametrize("charged", [False, True])
+async def test_a_run_that_paused_for_a_lost_call_goes_on_when_that_turns_out_cheaper(
+    steps: Steps, charged: bool
+) -> None:
+    run = await steps.insert(ONE_STEP, budget=Budget(usd=1, on_exhausted="pause"))
+    (dead,) = await steps.start("a")
+    _, id_ = await reserve(steps, dead, "0.6", 6)
+    await (await steps.oban())._query.rescue_jobs(0.0)
+    (again,) = await steps.start("a")
+    assert (await reserve(steps, again, "0.6"))[0] == "exhausted"
+    (budget,) = await steps.rows("SELECT id FROM workflow_budgets")
+    assert await steps.engine.pause_for(run, budget[0], Decimal("0.6"), 0, start=False) == "paused"
+    assert await steps.engine.resume_funded() == 0
+    if charged:
+        await charge(steps, run, id_, "0.1", 1)
+    else:
+        await steps.engine.end_reservations([id_], charged=False)
+    assert await steps.engine.resume_funded() == 1
 
 
 async def test_a_top_up_that_meets_a_pause_under_way_resumes_what_that_paused(steps: Steps) -> None:

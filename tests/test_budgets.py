@@ -80,7 +80,7 @@ async def scripted(name: str) -> Any:
     return await script[name]()
 
 
-@llm_step(name="tests.budgets.modelled", max_attempts=3)
+@llm_step(name="tests.budgets.modelled", max_attempts=3, backoff=lambda _: 0)
 async def modelled(name: str) -> Any:
     return await script[name]()
 
@@ -180,6 +180,17 @@ async def test_a_step_may_catch_it_and_ask_for_less(app: Baton) -> None:
     run = await app.insert(workflow("a", budget=Budget(usd=1, key="day")))
     assert await run.result("a") == "less"
     assert calls == ["day", "call"]
+
+
+async def test_a_run_that_its_budget_ended_goes_on_after_a_top_up_and_a_retry(app: Baton) -> None:
+    script["a"] = asking()
+    run = await app.insert(workflow("a", "b", chain=True, budget=Budget(usd="0.5")))
+    script["b"] = asking()
+    assert await run.wait() == "failed"
+    await app.budgets.add(run, usd=2)
+    await run.retry()
+    assert await run.wait() == "completed"
+    assert (await app.budgets.get(run)).usd.spent == Decimal("0.2")
 
 
 async def test_calls_side_by_side_that_find_it_exhausted_end_the_step_as_cancelled(app: Baton) -> None:
@@ -284,6 +295,19 @@ async def test_an_llm_step_does_not_begin_on_an_exhausted_budget(app: Baton) -> 
     run = await app.insert(built)
     assert await run.wait() == "failed"
     assert (await states(run)) == {"a": "completed", "b": "cancelled"}
+    assert calls == ["call"]
+
+
+async def test_an_llm_step_that_has_paid_for_its_call_may_end_on_an_exhausted_budget(app: Baton) -> None:
+    async def pays() -> Any:
+        value = await once("answer", answer, request=REQUEST)
+        if baton.current().attempt == 1:
+            raise ValueError("after the answer")
+        return value
+
+    script["a"] = pays
+    run = await app.insert(workflow("a", made=modelled, budget=Budget(calls=1)))
+    assert await run.wait() == "completed"
     assert calls == ["call"]
 
 
@@ -407,6 +431,24 @@ async def test_a_call_that_is_cancelled_while_it_asks_for_leave_leaves_nothing_s
     assert calls == []
 
 
+async def test_a_transaction_that_holds_a_budget_holds_up_nothing_but_the_calls_on_it(
+    app: Baton, db: psycopg.AsyncConnection, baton_dsn: str
+) -> None:
+    script["a"] = asking()
+    script["b"] = lambda: answer(name="other")
+    async with await psycopg.AsyncConnection.connect(baton_dsn) as ours:
+        first = await app.insert(workflow("b", budget=Budget(key="held", usd=50)))
+        assert await first.wait() == "completed"
+        await app.insert(workflow("b", budget=Budget(key="held", usd=60)), conn=ours)
+        held = [await app.insert(workflow("a", budget=Budget(key="held", usd=50))) for _ in range(8)]
+        await eventually(lambda: blocked(db))
+        other = await app.insert(workflow("b"))
+        assert await other.wait(timeout=20) == "completed"
+        assert await states(held[0]) == {"a": "executing"}
+    for run in held:
+        assert await run.wait() == "completed"
+
+
 async def blocked(db: psycopg.AsyncConnection) -> bool:
     found = await db.execute(
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
@@ -486,6 +528,16 @@ async def test_budgets_are_found_by_key_by_run_and_listed(app: Baton) -> None:
     assert len(await app.budgets.for_run(run)) == 3
 
 
+async def test_sums_are_exact_however_many_digits_they_have(app: Baton) -> None:
+    script["a"] = asking()
+    run = await app.insert(workflow("a", budget=Budget(usd=10**15)))
+    await run.wait()
+    await app.budgets.add(run, usd="1e-39")
+    status = await app.budgets.add(run, usd="-0.5")
+    assert str(status.usd.added) == "-0.499999999999999999999999999999999999999"
+    assert str(status.usd.left) == "999999999999999.400000000000000000000000000000000000001"
+
+
 async def test_what_is_not_there_or_cannot_be_is_refused_in_words(app: Baton) -> None:
     script["a"] = asking()
     run = await app.insert(workflow("a"))
@@ -500,7 +552,7 @@ async def test_what_is_not_there_or_cannot_be_is_refused_in_words(app: Baton) ->
     with pytest.raises(InvalidName):
         await app.budgets.get(" ")
     other = await app.insert(workflow("a", budget=Budget(calls=1)))
-    for wrong in ({}, {"usd": 1}, {"calls": 1.5}, {"usd": "much"}):
+    for wrong in ({}, {"usd": 1}, {"calls": 1.5}, {"usd": "much"}, {"usd": Decimal("NaN")}):
         with pytest.raises(InvalidOption):
             await app.budgets.add(other, **wrong)  # type: ignore[arg-type]
     assert (await app.budgets.add(other, calls=-1)).calls.total == 0

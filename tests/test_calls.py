@@ -415,7 +415,7 @@ async def test_an_outcome_waits_only_so_long_and_what_was_used_is_written_all_th
 
     monkeypatch.setattr(worker._ledger.books, "record", away)
     await results(worker, step=in_place)
-    assert "its outcome does not wait for it any longer" in caplog.text
+    assert caplog.text.count("its outcome does not wait for it any longer") == 1
     back.set()
     assert len(await eventually(lambda: used(db))) == 1
 
@@ -449,6 +449,30 @@ async def test_a_call_that_the_database_refuses_takes_no_other_along_and_is_logg
     await db.execute("ALTER TABLE workflow_step_stats DROP CONSTRAINT workflow_step_stats_model_check")
     assert [row[3] for row in await used(db)] == ["a", "a"]
     assert "output_tokens=77" in caplog.text
+
+
+async def test_a_call_that_cannot_be_written_at_all_takes_no_other_along(
+    worker: Baton, db: psycopg.AsyncConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script() -> None:
+        record()
+        usage = Usage(model="odd", output_tokens=77)
+        # No constructor lets this through, so it stands for a mistake of ours.
+        object.__setattr__(usage, "output_tokens", 2**70)
+        baton.current().job.extra["baton"].accounts.record(usage)
+        record()
+
+    await results(worker, step=script)
+    assert [row[3] for row in await used(db)] == ["a", "a"]
+    assert str(2**70) in caplog.text
+
+
+async def test_a_cost_that_the_database_does_not_hold_is_refused_in_the_step(worker: Baton) -> None:
+    async def script() -> None:
+        with pytest.raises(InvalidUsage, match="40 digits at most"):
+            record_usage(Usage(model="m"), cost=Decimal("1e-50"))
+
+    await results(worker, step=script)
 
 
 async def test_what_is_kept_has_a_limit_and_what_is_over_it_is_logged(
@@ -755,6 +779,25 @@ async def test_a_call_within_a_call_is_recorded_once(worker: Baton, db: psycopg.
 
     await results(worker, step=script)
     assert sorted(str(row[2]) for row in await used(db)) == ["None", "inner"]
+
+
+async def test_calls_around_one_stored_call_count_it_once_though_they_make_it_at_once(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    under_way = asyncio.Event()
+
+    async def call() -> dict[str, Any]:
+        await under_way.wait()
+        return CHAT
+
+    async def script() -> None:
+        asked = [asyncio.create_task(call_llm(lambda: once("inner", call))) for _ in range(2)]
+        await asyncio.sleep(0)
+        under_way.set()
+        await asyncio.gather(*asked)
+
+    await results(worker, step=script)
+    assert [row[2] for row in await used(db)] == ["inner"]
 
 
 async def test_a_call_within_itself_is_refused_instead_of_waiting_for_ever(worker: Baton) -> None:

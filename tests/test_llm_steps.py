@@ -237,7 +237,14 @@ class Waits(LLMWorker, max_attempts=1):
         return job.attempt
 
 
-@pytest.mark.parametrize("job", [waits.new(0), waits.new(3_000), waits_in_a_thread.new(), Waits.new()])
+class WaitsInItsBase(Waits):
+    async def process(self, job: Job) -> int:
+        return int(await super().process(job))
+
+
+@pytest.mark.parametrize(
+    "job", [waits.new(0), waits.new(3_000), waits_in_a_thread.new(), Waits.new(), WaitsInItsBase.new()]
+)
 async def test_a_provider_without_room_is_waited_for_and_no_attempt_is_used(baton_dsn: str, job: Any) -> None:
     # `testing.run` skips the time.
     finished = await testing.run(one(job), dsn=baton_dsn)
@@ -278,6 +285,25 @@ async def test_without_a_time_it_is_waited_longer_each_time_up_to_a_minute() -> 
         snooze = await of_llm_step(job, None, full())
         assert isinstance(snooze, ObanSnooze)
         assert longest / 2 <= snooze.seconds <= longest
+
+
+async def test_why_tells_that_the_provider_has_no_room_until_the_step_is_claimed_again(
+    worker: Baton, db: psycopg.AsyncConnection
+) -> None:
+    run = await worker.insert(one(waits.new(1_000)))
+
+    async def told() -> str:
+        return (await run.why("step")).text
+
+    async def waiting() -> bool:
+        return "no room" in await told()
+
+    await eventually(waiting)
+    assert "its model's provider has no room (Full: rate limited); it is asked again" in await told()
+    turns.extend([1, 1, 1])
+    await db.execute("UPDATE oban_jobs SET state = 'available', scheduled_at = timezone('UTC', now())")
+    assert await run.result("step", timeout=60) == 1
+    assert await rows(db, "SELECT meta ? 'no_room' FROM oban_jobs") == [(False,)]
 
 
 @step(name="tests.llm.a_step_that_is_none", max_attempts=1)

@@ -386,6 +386,8 @@ def test_without_a_model_and_a_default_there_is_nothing_to_ask() -> None:
     assert multi_model.model_for(Job(worker="w", args={"workflow_model": 3}), "o3") == "o3"
     with pytest.raises(InvalidOption, match="model_for takes the model"):
         multi_model.model_for(Job(worker="w", args={}))  # type: ignore[call-overload]
+    with pytest.raises(InvalidOption, match="model_for takes the model"):
+        multi_model.model_for(None)  # type: ignore[call-overload]
 
 
 async def test_results_by_model_are_for_a_synthesis_alone() -> None:

@@ -291,6 +291,9 @@ def test_a_table_without_a_version_makes_one_of_its_prices() -> None:
         lambda: PriceTable([]),  # type: ignore[arg-type]
         lambda: PriceTable({}, source=""),
         lambda: PriceTable({}, version="\0"),
+        lambda: PriceTable({}, version="\ud800"),
+        lambda: Price(Decimal(1), "\udfff"),
+        lambda: ModelPrice(input=10**5_000, output=1),
         lambda: Price(0.1, "me"),  # type: ignore[arg-type]
         lambda: Price(Decimal(-1), "me"),
         lambda: Price(Decimal(1), ""),
@@ -313,6 +316,10 @@ def test_a_given_cost_counts_as_it_is_written() -> None:
     assert pricing.given(0.1) == pricing.given("0.10") == Price(Decimal("0.1"), "given")
     assert str(pricing.given(1e-07).cost) == "1E-7"
     assert _dollars.digits(pricing.given(1e-07).cost) == "0.0000001"
+
+
+def test_there_is_no_cost_below_0_not_even_one_of_it() -> None:
+    assert str(pricing.given("-0.00").cost) == "0"
 
 
 counts = st.integers(0, 10**12)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -83,6 +83,11 @@ SECRETS = {
 }
 
 
+class Login(NamedTuple):
+    user: str
+    password: str
+
+
 class Colour(StrEnum):
     RED = "red"
 
@@ -120,6 +125,7 @@ def test_a_copy_is_json_whatever_the_value_is() -> None:
         "colour": Colour.RED,
         "image": b"\x89PNG",
         "many": (1, 2.5, None, True),
+        "named": Login("me", "hunter2"),
         "some": {1},
         "frozen": MappingProxyType({"a": OrderedDict(b=1)}),
         7: "a number as a key",
@@ -141,6 +147,8 @@ def test_a_copy_is_json_whatever_the_value_is() -> None:
         "colour": "red",
         "image": "[4 bytes]",
         "many": [1, 2.5, None, True],
+        # By its names, for one may be that of a secret.
+        "named": {"user": "me", "password": "hunter2"},
         "some": [1],
         "frozen": {"a": {"b": 1}},
         "7": "a number as a key",
@@ -379,6 +387,14 @@ def test_a_secret_is_known_by_its_shape(secret: str, around: str) -> None:
         "aws_secret_access_key = hunter2",
         "the token: hunter2hunter2",
         "session_token=hunter2",
+        "DB_PASS=hunter2",
+        "OPENAI_KEY=hunter2",
+        "password: |\n  hunter2",
+        "password: >-\n  hunter2",
+        "- **Password:** hunter2",
+        "- **Password**: `hunter2`",
+        "`password`: `hunter2`",
+        "https://example.com/?next=https%3A%2F%2Fexample.com%2F%3Faccess_token%3Dhunter2",
     ],
 )
 def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
@@ -410,6 +426,8 @@ def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
         "01890a5d-ac96-774b-bcce-b302099a8057",
         "https://arxiv.org/abs/2401.00001?sort=asc&order=desc",
         "session: monday",
+        "password: *** asked for",
+        "the first pass: none of it",
         "fingerprint fp_44709d6fcb, chatcmpl-CK9Nf3Yc4o0AqKkYPlkVFOvh, msg_01XFDUDYJgAACzvnptvVoYEL, call_abc123",
     ],
 )
@@ -465,6 +483,13 @@ def test_what_is_no_secret_stays(text: str) -> None:
         "password_hash",
         "auth",
         "bearer",
+        "openai_key",
+        "azureKey",
+        "DB_PASS",
+        "smtpPass",
+        "pass_phrase",
+        "basic_auth",
+        "http-auth",
     ],
 )
 def test_a_name_that_hides_its_value(name: str) -> None:
@@ -473,6 +498,9 @@ def test_a_name_that_hides_its_value(name: str) -> None:
     assert redacted({name: {"more": ["hunter2"]}}) == {name: REDACTED}
     assert redacted([[name, "hunter2"]]) == [[name, REDACTED]]
     assert redacted({"name": name, "value": "hunter2"}) == {"name": name, "value": REDACTED}
+    assert redacted({"Key": name, "Value": "hunter2"}) == {"Key": name, "Value": REDACTED}
+    assert redacted(["login", f"--{name}", "hunter2", "now"]) == ["login", f"--{name}", REDACTED, "now"]
+    assert redacted(copied({name.encode(): "hunter2"})) == {name: REDACTED}
 
 
 @pytest.mark.parametrize(
@@ -512,6 +540,9 @@ def test_a_name_that_hides_its_value(name: str) -> None:
         "name",
         "context_length",
         "passage",
+        "first_pass",
+        "two_pass",
+        "author_auth",
     ],
 )
 def test_a_name_that_hides_nothing(name: str) -> None:
@@ -644,6 +675,10 @@ def test_whatever_stands_around_a_secret_it_is_found(before: str, secret: str, a
         "\\",
         "data:",
         "hooks.slack.com/services/",
+        "password=<",
+        "password=(",
+        "password=${",
+        f"password={REDACTED}",
     ],
 )
 @pytest.mark.timeout(20)  # they took minutes if a text were gone through again from each place

@@ -201,7 +201,15 @@ def test_actions_are_on_only_when_asked_for(baton_dsn: str, tmp_path: Path) -> N
     with ui(tmp_path, baton_dsn, "--port", 0, "--actions") as server:
         cookie = server.serving().cookie()
         session = httpx.get(f"{server.url}/api/session", headers={"Cookie": cookie}).json()
-        assert session["actions"] == ["cancel", "pause", "rerun", "resume", "retry"]
+        assert session["actions"] == ["add_budget", "cancel", "pause", "rerun", "resume", "retry"]
+        assert session["prompts"] is False
+
+
+def test_prompts_are_on_only_when_asked_for(baton_dsn: str, tmp_path: Path) -> None:
+    with ui(tmp_path, baton_dsn, "--port", 0, "--prompts") as server:
+        cookie = server.serving().cookie()
+        session = httpx.get(f"{server.url}/api/session", headers={"Cookie": cookie}).json()
+        assert (session["actions"], session["prompts"]) == ([], True)
 
 
 def test_a_port_that_is_taken_is_passed_over_unless_it_was_named(baton_dsn: str, tmp_path: Path) -> None:

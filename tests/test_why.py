@@ -516,6 +516,7 @@ def test_facts_without_an_error_or_a_time_are_put_into_words_too() -> None:
         attempted_at=None,
         node="",
         parked=None,
+        no_room=None,
         process_known=False,
         workers=1,
         paused_workers=0,

@@ -197,6 +197,7 @@ class Accounts:
         seen: Steps whose results it has read, and `unlogged` what no captured call has taken along of these.
         open_logs: Requests that it has logged by itself and that have no response yet.
         unwritten: How much is not known to the database.
+        gave_up: Its outcome has waited long enough for that.
     """
 
     ledger: Ledger
@@ -216,6 +217,7 @@ class Accounts:
     lock: threading.Lock = field(default_factory=threading.Lock)
     unwritten: int = 0
     all_written: asyncio.Event | None = None
+    gave_up: bool = False
 
     def record(self, usage: Usage, *, cost: Decimal | None = None) -> Entry:
         """Write what a call used, soon. From any thread."""
@@ -401,7 +403,8 @@ class Ledger:
         return await asyncio.shield(task)
 
     async def _store(self, accounts: Accounts, key: str, value: str, entries: Sequence[Entry]) -> bool:
-        accounts.unwritten += 1
+        with self._lock:
+            accounts.unwritten += 1
         failures = 0
         try:
             await self._price(entries)
@@ -444,7 +447,7 @@ class Ledger:
     async def finish(self, accounts: Accounts) -> None:
         """Wait until what an attempt used is written. Not for ever: what is not goes on being tried after that."""
         self.add([], accounts.closed_logs())
-        if not accounts.unwritten or self._waits_for_somebody:
+        if not accounts.unwritten or accounts.gave_up or self._waits_for_somebody:
             return
         accounts.all_written = asyncio.Event()
         self._ensure_writer()
@@ -455,6 +458,7 @@ class Ledger:
                     accounts.all_written.clear()
                     await accounts.all_written.wait()
         except TimeoutError:
+            accounts.gave_up = True
             logger.warning(
                 "what %s used could not be written for %g seconds; its outcome does not wait for it any longer, and it is kept",
                 _what_of(accounts),
@@ -538,12 +542,14 @@ class Ledger:
         return entries, logs
 
     async def _deliver(self, entries: list[Entry], logs: list[Log]) -> None:
-        await self._price(entries)
-        await self._redact(logs)
         try:
+            await self._price(entries)
+            await self._redact(logs)
             await within(_CALL_SECONDS, _as_coroutine(self.books.record(_rows(entries), _rows(logs))))
-        except psycopg.Error as error:
-            if not _is_refused(error):
+        except (OSError, TimeoutError):
+            raise
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and not _is_refused(error):
                 raise
             if len(entries) + len(logs) > 1:
                 # One that is refused must not take the others with it.
@@ -552,9 +558,9 @@ class Ledger:
                 for log in logs:
                     await self._deliver([], [log])
                 return
-            _lose(entries, f"the database refused it: {_one_line(error)}")
+            _lose(entries, f"it is refused: {_one_line(error)}")
             for log in logs:
-                logger.error("the database refused a captured call of %s: %s", _what(log), _one_line(error))
+                logger.error("a captured call of %s is refused: %s", _what(log), _one_line(error))
         else:
             self._tell(entries)
         self._forget(entries, logs)

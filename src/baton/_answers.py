@@ -11,6 +11,7 @@ from oban.job import Snooze as ObanSnooze
 
 from baton import _overload, _reading
 from baton._accounts import Accounts, Entry
+from baton._codec import clean_text
 from baton._error_line import error_line
 from baton._outcomes import Cancel, Snooze
 from baton._usage import Usage
@@ -59,13 +60,18 @@ async def of_llm_step(job: Job, accounts: Accounts | None, work: Awaitable[Any])
         accounts: Of the attempt; None for an ordinary job, of which nothing is recorded.
     """
     try:
-        result = await work
+        return await without_usage(job, accounts, work)
     except (Snooze, Cancel, BatonError):
         raise
     except Exception as error:
         if not _overload.is_overloaded(error):
             raise
         return _snooze(job, error)
+
+
+async def without_usage(job: Job, accounts: Accounts | None, work: Awaitable[Any]) -> Any:
+    """What `work` returns; the usage that it may carry is recorded, and left out."""
+    result = await work
     if isinstance(result, Record) and isinstance(result.value, Mapping) and _KEY in result.value:
         return Record(_without_usage(result.value, job, accounts))
     if isinstance(result, dict) and _KEY in result:
@@ -107,4 +113,4 @@ def _snooze(job: Job, error: Exception) -> ObanSnooze:
         seconds,
     )
     # Oban's, which a job outside of any workflow may return as well.
-    return ObanSnooze(math.ceil(seconds))
+    return ObanSnooze(math.ceil(seconds), {"no_room": clean_text(told, _LONGEST_LINE)})

@@ -29,7 +29,7 @@ from baton._declare import resolved_hints
 from baton._fit import describe, is_unknown
 from baton._names import call_key, uuid7
 from baton._usage import Usage
-from baton.errors import InvalidOption, InvalidResult, InvalidUsage, NoWorkflow, ResultError
+from baton.errors import InvalidOption, InvalidResult, InvalidUsage, ResultError
 
 logger = logging.getLogger("baton.step")
 
@@ -65,7 +65,7 @@ def record_usage(
         InvalidUsage: Nothing that was used can be read from it.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.record_usage()")
+    accounts = _step.accounts_for("baton.record_usage()")
     return record_for(accounts, response, model=model, provider=provider, cost=cost, latency=latency)
 
 
@@ -115,7 +115,7 @@ async def call_llm[T](
         UnpricedModel: A budget is strict about prices, and there is none for this model. Nothing was called.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.call_llm()")
+    accounts = _step.accounts_for("baton.call_llm()")
     _check(call, model, reserve)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve)
     accounts.ledger.add(made.entries, made.logs)
@@ -162,7 +162,7 @@ async def once[T](
         UnpricedModel: As for `call_llm`.
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.once()")
+    accounts = _step.accounts_for("baton.once()")
     call_key(key)
     _check(call, model, reserve)
     if isinstance(returns, str):
@@ -173,6 +173,10 @@ async def once[T](
         key,
         lambda: _stored_or_made(accounts, key, call, request=request, model=model, reserve=reserve),
     )
+    outer = _under_way.get()
+    if outer is not None and outer.accounts is accounts:
+        # It is recorded, by whoever made it: here, in an earlier attempt, or in another task that was faster.
+        outer.is_recorded = True
     if is_unknown(annotation):
         if value.foreign is not None:
             raise InvalidResult(
@@ -396,10 +400,6 @@ async def _stored_or_made(
     ledger = accounts.ledger
     stored = await _there(accounts, ledger.read_stored(accounts, key))
     if stored is not None:
-        outer = _under_way.get()
-        if outer is not None and outer.accounts is accounts:
-            # Paid for in an earlier attempt.
-            outer.is_recorded = True
         return _Value(stored)
     made = await _make(accounts, call, request=request, model=model, reserve=reserve, key=key)
     # What is captured is redacted first, which takes its time. The value must not wait for that.
@@ -463,17 +463,6 @@ async def _in_one_flight(
         del accounts.flights[key]
     mine.set_result(value)
     return value
-
-
-def _accounts(what: str) -> Accounts:
-    try:
-        accounts = _step.attempt_here().accounts
-    except NoWorkflow:
-        raise NoWorkflow(
-            f"{what} is for code that a step runs; no step of a workflow is running here"
-        ) from None
-    assert accounts is not None
-    return accounts
 
 
 async def _there[T](accounts: Accounts, work: Coroutine[Any, Any, T]) -> T:

@@ -21,6 +21,11 @@ def exact(option: str, value: object, *, floats: bool = False) -> Decimal:
     Raises:
         InvalidOption: It is none, or a float where these are refused.
     """
+    if isinstance(value, int) and value.bit_length() > 4 * _MOST_DIGITS:
+        raise InvalidOption(
+            f"{option} is a number of {value.bit_length():,} bits; it must be US dollars from 0 up, with {_MOST_DIGITS} digits "
+            "at most"
+        )
     wanted = f"{option} is {value!r}; it must be US dollars from 0 up"
     if isinstance(value, float):
         if not floats:
@@ -38,7 +43,8 @@ def exact(option: str, value: object, *, floats: bool = False) -> Decimal:
         raise InvalidOption(f"{wanted}, such as Decimal('2.50')") from None
     if not number.is_finite() or number < 0 or not _fits(number):
         raise InvalidOption(f"{wanted}, with {_MOST_DIGITS} digits at most before the point and after it")
-    return plain(number)
+    # There is a -0, which is not below 0.
+    return plain(number.copy_abs())
 
 
 def _fits(number: Decimal) -> bool:

@@ -190,6 +190,8 @@ class Engine:
         self._opening = asyncio.Lock()
         self.prefix = prefix
         self.origin = origin
+        # Somebody's open transaction may hold a budget for long. Whoever waits for it leaves connections to acks and claims.
+        self._waiting_for_budgets = asyncio.Semaphore(max(1, pool_size // 2))
         self.local_producers: list[UUID] = []
         """Producers of this process, which are woken here and need no notification."""
         self.on_finished: Callable[[Sequence[Mapping[str, Any]]], object] = _ignored
@@ -396,12 +398,13 @@ class Engine:
 
     async def record(self, usage: str, logs: str) -> None:
         """Write what calls of models used, and captured calls; both JSON arrays. See `baton_record`."""
-        await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
+        async with self._waiting_for_budgets:
+            await self._value("SELECT /* schema */baton_record(%s::jsonb, %s::jsonb)::text", usage, logs)
 
     async def store_call(self, job_id: int, attempted_at: datetime, key: str, value: str, usage: str) -> bool:
         """Keep a call's value with what it used; False when the attempt no longer holds its job. See `baton_store_call`."""
-        return bool(
-            await self._value(
+        async with self._waiting_for_budgets:
+            held = await self._value(
                 "SELECT /* schema */baton_store_call(%s, %s::timestamp, %s, %s, %s::jsonb)",
                 Int8(job_id),
                 naive_utc(attempted_at),
@@ -409,7 +412,7 @@ class Engine:
                 value,
                 usage,
             )
-        )
+        return bool(held)
 
     async def read_stored(self, step_id: int, key: str) -> str | None:
         """JSON text of what a step stored under a key, None where it stored nothing."""
@@ -524,22 +527,26 @@ class Engine:
 
         See `baton_reserve` for what it says.
         """
-        return dict(
-            await self._value(
-                "SELECT /* schema */baton_reserve(%s::uuid, %s, %s::timestamp, %s::numeric, %s)",
-                reservation_id,
-                Int8(job_id),
-                naive_utc(attempted_at),
-                usd,
-                Int8(tokens),
-            )
-        )
+        try:
+            async with self._waiting_for_budgets:
+                said = await self._value(
+                    "SELECT /* schema */baton_reserve(%s::uuid, %s, %s::timestamp, %s::numeric, %s)",
+                    reservation_id,
+                    Int8(job_id),
+                    naive_utc(attempted_at),
+                    usd,
+                    Int8(tokens),
+                )
+        except LockNotAvailable:
+            return {"status": "waiting"}
+        return dict(said)
 
     async def end_reservations(self, reservation_ids: Sequence[UUID], *, charged: bool) -> None:
         """Give back what was set aside for calls that used nothing, or charge it where nobody knows."""
-        await self._value(
-            "SELECT /* schema */baton_release_reservation(%s::uuid[], %s)", list(reservation_ids), charged
-        )
+        async with self._waiting_for_budgets:
+            await self._value(
+                "SELECT /* schema */baton_release_reservation(%s::uuid[], %s)", list(reservation_ids), charged
+            )
 
     async def pause_for(
         self, run_id: UUID, budget_id: int, usd: Decimal | None, tokens: int, *, start: bool

@@ -1,5 +1,6 @@
 """`LLMWorker`: worker classes for calls of models."""
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable, Coroutine
@@ -75,14 +76,24 @@ class LLMWorker:
             ...
 
 
+# The job whose `process` runs. One that this calls in its base is a part of it, whose error is no outcome yet.
+_outermost: contextvars.ContextVar[Job | None] = contextvars.ContextVar("baton_llm_job", default=None)
+
+
 def _answering(process: _Process) -> _Process:
     @functools.wraps(process)
     async def answers(self: LLMWorker, job: Job) -> Any:
         attempt = _step.attempt_of(job)
         accounts = None if attempt is None else attempt.accounts
+        if _outermost.get() is job:
+            return await _answers.without_usage(job, accounts, process(self, job))
         if accounts is not None:
             await accounts.check()
-        return await _answers.of_llm_step(job, accounts, process(self, job))
+        token = _outermost.set(job)
+        try:
+            return await _answers.of_llm_step(job, accounts, process(self, job))
+        finally:
+            _outermost.reset(token)
 
     return answers
 

@@ -15,12 +15,13 @@ The providers count the same thing in different ways. Here `Usage`'s way is the 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
 
+from baton import _dollars
 from baton._usage import Usage
-from baton.errors import InvalidUsage
+from baton.errors import InvalidOption, InvalidUsage
 
 _MOST = 2**63 - 1
 _LONGEST_NAME = 200
@@ -161,24 +162,13 @@ def checked_cost(cost: object) -> Decimal:
     Raises:
         InvalidUsage: It is no amount from 0 up.
     """
-    if isinstance(cost, float):
-        cost = repr(cost)
-    if isinstance(cost, (Decimal, int, str)) and not isinstance(cost, bool):
-        try:
-            amount = Decimal(cost)
-        except (InvalidOperation, ValueError):
-            amount = Decimal("NaN")
-        # PostgreSQL's numeric holds more; nothing costs it.
-        if (
-            amount.is_finite()
-            and amount >= 0
-            and abs(amount.adjusted()) < 100
-            and len(amount.as_tuple().digits) < 100
-        ):
-            return amount
-    raise InvalidUsage(
-        f"a cost of {str(cost)[:80]!r} cannot be; give dollars from 0 up as a Decimal, a number or a text such as '0.0125'"
-    )
+    try:
+        return _dollars.exact("cost", cost, floats=True)
+    except InvalidOption:
+        raise InvalidUsage(
+            f"a cost of {str(cost)[:80]!r} cannot be; give dollars from 0 up as a Decimal, a number or a text such as "
+            "'0.0125', with 40 digits at most before the point and after it"
+        ) from None
 
 
 # --- finding it -----------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ class _Copier:
             return "[too deep]"
         self._above.add(id(value))
         try:
-            if isinstance(value, list | tuple | set | frozenset):
+            named = isinstance(value, tuple) and hasattr(value, "_fields")
+            if isinstance(value, list | tuple | set | frozenset) and not named:
                 return self._items(value)
             members = value.items() if isinstance(value, Mapping) else _fields(value)
             if members is None:
@@ -137,7 +138,8 @@ class _Copier:
             if self._values <= 0:
                 members["[left out]"] = "more members"
                 break
-            name = self._copy(key)
+            # Headers may have their names as bytes.
+            name = self._copy(key.decode(errors="replace") if isinstance(key, bytes) else key)
             members[name if isinstance(name, str) else str(name)[:_MOST_OF_A_NAME]] = self.copy(member)
         return members
 
@@ -157,6 +159,8 @@ def _fields(value: object) -> Iterable[tuple[object, object]] | None:
     kind = type(value)
     if isinstance(value, type):
         return None
+    if isinstance(value, tuple):
+        return zip(value._fields, value, strict=False)  # type: ignore[attr-defined]
     if callable(getattr(kind, "new_messages", None)) and hasattr(value, "output"):
         # The run of a Pydantic AI agent, which hides what went to and fro.
         return [("output", value.output), ("messages", value.new_messages())]  # type: ignore[attr-defined]
@@ -219,17 +223,26 @@ def _redacted(value: JsonValue, depth: int) -> JsonValue:
             # A header, as lists of them have it.
             case [str(name), str() | int() | float()] if is_secret(name):
                 return [name, REDACTED]
-        return [_redacted(item, depth + 1) for item in value]
+        # The argument behind `--password`, as commands have them.
+        return [
+            REDACTED
+            if _is_flag(before) and isinstance(item, str) and item[:1] != "-"
+            else _redacted(item, depth + 1)
+            for before, item in zip((None, *value), value, strict=False)
+        ]
     if isinstance(value, dict):
         return _redacted_members(value, depth)
     return value if not isinstance(value, float) or value - value == 0 else str(value)
 
 
 def _redacted_members(value: dict[str, JsonValue], depth: int) -> JsonValue:
-    named = next((name for key in ("name", "key", "header") if isinstance(name := value.get(key), str)), None)
+    named = any(
+        isinstance(member, str) and key.lower() in ("name", "key", "header") and is_secret(member)
+        for key, member in value.items()
+    )
     members: dict[str, JsonValue] = {}
     for key, member in value.items():
-        if key in ("value", "values") and named is not None and is_secret(named):
+        if named and key.lower() in ("value", "values"):
             kept: JsonValue = REDACTED
         elif key == "token" and "logprob" in value:
             # The tokens of an answer, one by one.
@@ -243,6 +256,10 @@ def _redacted_members(value: dict[str, JsonValue], depth: int) -> JsonValue:
             name += "'"
         members[name] = kept
     return members
+
+
+def _is_flag(value: JsonValue) -> bool:
+    return isinstance(value, str) and value.startswith("-") and value.isascii() and is_secret(value)
 
 
 def _hides(name: str, value: JsonValue) -> bool:
@@ -267,7 +284,7 @@ _SECRET_WORDS = _listed(
 )
 # However they are written: apiKey, API_KEY, x-api-key, apikey.
 _SECRET_PARTS = _listed(
-    "password passwd apikey accesskey privatekey secretkey clientsecret accesstoken refreshtoken authtoken"
+    "password passwd passphrase passkey apikey accesskey privatekey secretkey clientsecret accesstoken refreshtoken authtoken"
 )
 # Only where the name says nothing else.
 _SECRET_NAMES = _listed("auth bearer token pass sid session csrf xsrf otp pin")
@@ -275,11 +292,17 @@ _PLAIN_IN_TEXT = frozenset((name,) for name in _SECRET_NAMES - {"token"})
 # Whose keys, and whose tokens, are secrets.
 _SECRET_KEYS = _listed(
     "api access secret private signing encryption decryption auth account master subscription storage shared ssh service rsa "
-    "hmac admin deploy license bearer session security ssl tls pgp gpg"
+    "hmac admin deploy license bearer session security ssl tls pgp gpg openai anthropic google gemini azure aws mistral groq "
+    "cohere deepseek openrouter xai huggingface stripe"
 )
 _SECRET_TOKENS = _listed(
     "access refresh auth api id bearer session secret security csrf xsrf oauth user bot app personal device"
 )
+# Whose pass is a password, and what is sent to be let in.
+_SECRET_PASSES = _listed(
+    "db database user smtp imap mail email ftp sftp ssh mysql pg postgres redis mongo root admin login proxy"
+)
+_SECRET_AUTHS = _listed("basic digest http proxy x")
 # `eos_token` is one of a model's vocabulary.
 _PLAIN_TOKENS = _listed("eos bos pad unk sep mask cls stop start end first last per special max min")
 
@@ -301,11 +324,18 @@ def _is_secret(words: tuple[str, ...]) -> bool:
     pairs = list(pairwise(words))
     if any(second in ("key", "keys") and first in _SECRET_KEYS for first, second in pairs):
         return True
-    if any(pair == ("session", "id") for pair in pairs):
+    if ("session", "id") in pairs:
         return True
-    if words[-1] == "token":
-        return len(words) == 1 or words[-2] not in _PLAIN_TOKENS
-    return words[-1] == "tokens" and len(words) > 1 and words[-2] in _SECRET_TOKENS
+    match pairs[-1:]:
+        case [(whose, "pass")]:
+            return whose in _SECRET_PASSES
+        case [(whose, "auth")]:
+            return whose in _SECRET_AUTHS
+        case [(whose, "token")]:
+            return whose not in _PLAIN_TOKENS
+        case [(whose, "tokens")]:
+            return whose in _SECRET_TOKENS
+    return False
 
 
 @lru_cache(4096)
@@ -358,9 +388,10 @@ _IN_A_QUERY = re.compile(
     r"(?i)([?&;](?:key|api[_-]?key|apikey|token|[a-z]{1,16}[_-]token|auth|code|sig|signature|password|passwd|pwd|secret|client_secret|"
     r"x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|sv|se)=)([^&\s\"'<>#\\]+)"
 )
-# What may be the name of a secret, up to where its value begins.
+# What may be the name of a secret, up to where its value begins: also in Markdown, in a block of YAML, and in a URL's URL.
 _NAMED = re.compile(
-    r"(?:(?<![\w\\-])|(?<=\\[nrt]))-{0,2}([A-Za-z_][\w-]{0,63})(?:\\{0,3}[\"'])?(?:\s{0,8}(?::=|=>|[:=])\s{0,8}|>)"
+    r"(?:(?<![\w\\-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))-{0,2}([A-Za-z_][\w-]{0,63})(?:\\{0,3}[\"']|\*\*|`)?"
+    r"(?:\s{0,8}(?::=|=>|[:=]|%3[Dd])(?:\*\*(?=\s))?\s{0,8}(?:[|>][+-]?[ \t]{0,8}\r?\n\s{0,32})?|>)"
 )
 _FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{0,63})\s{1,8}(?![\s-])")
 _VALUE = re.compile(
@@ -371,6 +402,7 @@ _VALUE = re.compile(
 )
 _LINE = re.compile(r"(?P<quote>\\{0,3}[\"']?)(?P<bare>[^\r\n\"'\\]{1,4096})")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{512,}")
+_LONGEST_NOTHING = 256
 # What a value is that is no secret, whatever it is assigned to.
 _NOTHING = re.compile(
     r"(?i)(?:null|none|true|false|undefined|\d{1,5}|\*+|\.+|<[^>]*>?|\$?\{.*|\(.*)?[,;)}\]]*"
@@ -441,9 +473,13 @@ def _without_values(names: re.Pattern[str], text: str) -> str:
         kind = value.lastgroup or ""
         shown = value[kind]
         if (
-            shown.startswith(REDACTED)
-            or _NOTHING.fullmatch(shown)
-            or (words == ("token",) and _is_prose(shown))
+            # A longer one is not left for the names within it, which would go through it once more each.
+            len(shown) <= _LONGEST_NOTHING
+            and (
+                shown.startswith(REDACTED)
+                or _NOTHING.fullmatch(shown)
+                or (words == ("token",) and _is_prose(shown))
+            )
         ):
             continue
         end = value.end()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
 from baton import _budget, _overload
 from baton._budget import Reserve, Shortage, named, shortage
@@ -160,8 +161,15 @@ async def end(treasury: Treasury, reservation_id: UUID) -> None:
 
     Should the database be away, it is charged when the attempt has ended.
     """
+    patient_until = time.monotonic() + _PATIENCE
     try:
-        await treasury.end_reservations([reservation_id], charged=False)
+        while True:
+            try:
+                return await treasury.end_reservations([reservation_id], charged=False)
+            except LockNotAvailable:
+                if time.monotonic() >= patient_until:
+                    raise
+                await asyncio.sleep(_LONGEST_PAUSE)
     except (psycopg.Error, OSError, TimeoutError) as failure:
         logger.warning(
             "what was set aside for a call stays so until its attempt has ended, and is charged then: %s",

@@ -301,6 +301,22 @@ def attempt_here() -> Attempt:
     return attempt
 
 
+def accounts_for(what: str) -> Accounts:
+    """The accounts of the attempt that runs here, for the function that is called `what`.
+
+    Raises:
+        NoWorkflow: No step of a workflow is running here.
+    """
+    try:
+        accounts = attempt_here().accounts
+    except NoWorkflow:
+        raise NoWorkflow(
+            f"{what} is for code that a step runs; no step of a workflow is running here"
+        ) from None
+    assert accounts is not None
+    return accounts
+
+
 class StepLogFilter(logging.Filter):
     """Puts `workflow`, `step` and `attempt` on every record logged while a step runs, and None elsewhere.
 

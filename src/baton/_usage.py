@@ -65,6 +65,12 @@ class Usage:
 
 def _check_count(name: str, count: object) -> None:
     if count is not None and (type(count) is not int or not 0 <= count <= _MOST):
+        # Python refuses to write very large numbers.
+        shown = (
+            f"a number of {count.bit_length()} bits"
+            if isinstance(count, int) and count > _MOST
+            else repr(count)
+        )
         raise InvalidUsage(
-            f"{name} is {count!r}; it must be a whole number from 0 up, or None where it is not known"
+            f"{name} is {shown}; it must be a whole number from 0 up, or None where it is not known"
         )

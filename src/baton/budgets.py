@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -54,12 +54,14 @@ class BudgetLine[N: (Decimal, int)]:
     @property
     def total(self) -> N | None:
         """The limit with what was added; None without one."""
-        return None if self.limit is None else _shortest(self.limit + self.added)
+        with localcontext(_dollars.EXACT):
+            return None if self.limit is None else _shortest(self.limit + self.added)
 
     @property
     def left(self) -> N | None:
         """What a call may still ask for; None without a limit, and below nothing where more was spent."""
-        return None if self.total is None else _shortest(self.total - self.spent - self.reserved)
+        with localcontext(_dollars.EXACT):
+            return None if self.total is None else _shortest(self.total - self.spent - self.reserved)
 
     @property
     def is_exhausted(self) -> bool:
@@ -86,7 +88,7 @@ class BudgetStatus:
         unpriced: `strict` or `warn`.
         paused_runs: Runs that it has paused, counted up to 1,000.
         inserted_at: When it was declared first.
-        raised_at: When something was added, or its limits changed; else when it was declared.
+        raised_at: When something was added or given back, or its limits changed; else when it was declared.
     """
 
     key: str | None
@@ -259,10 +261,14 @@ def _not_found(key: str | None, run_id: UUID | None) -> BudgetNotFound:
 
 
 def _signed(usd: Dollars) -> Decimal:
-    below = usd < 0 if isinstance(usd, Decimal | int | float) else str(usd).lstrip().startswith("-")
-    if not below:
-        return dollars("usd", usd)
-    return -dollars("usd", str(usd).replace("-", "", 1) if isinstance(usd, str) else -usd)
+    """As `dollars`, and below nothing as well."""
+    if isinstance(usd, str) and usd.lstrip().startswith("-"):
+        return dollars("usd", usd.replace("-", "", 1)).copy_negate()
+    if isinstance(usd, Decimal) and usd.is_signed():
+        return dollars("usd", usd.copy_negate()).copy_negate()
+    if isinstance(usd, int | float) and usd < 0:
+        return dollars("usd", -usd).copy_negate()
+    return dollars("usd", usd)
 
 
 def _signed_count(option: str, value: int) -> int:

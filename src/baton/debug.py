@@ -16,7 +16,6 @@ from baton import _step
 from baton._accounts import Accounts, Log
 from baton._names import uuid7
 from baton._redact import Copy
-from baton.errors import NoWorkflow
 
 __all__ = ["LoggedRequest", "is_on", "log_request", "log_response", "log_upstream_context"]
 
@@ -36,7 +35,7 @@ def is_on() -> bool:
     Raises:
         NoWorkflow: No step of a workflow is running here.
     """
-    return _accounts("baton.debug.is_on()").debug
+    return _step.accounts_for("baton.debug.is_on()").debug
 
 
 def log_request(request: object, *, model: str | None = None) -> LoggedRequest:
@@ -52,7 +51,7 @@ def log_request(request: object, *, model: str | None = None) -> LoggedRequest:
     Raises:
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.debug.log_request()")
+    accounts = _step.accounts_for("baton.debug.log_request()")
     if not accounts.debug:
         return LoggedRequest(None)
     named = request.get("model") if isinstance(request, Mapping) else getattr(request, "model", None)
@@ -74,7 +73,7 @@ def log_response(response: object, *, to: LoggedRequest | None = None) -> None:
     Raises:
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.debug.log_response()")
+    accounts = _step.accounts_for("baton.debug.log_response()")
     if not accounts.debug:
         return
     error = response if isinstance(response, BaseException) else None
@@ -105,7 +104,7 @@ def log_upstream_context(results: Mapping[str, object] | None = None) -> None:
     Raises:
         NoWorkflow: No step of a workflow is running here.
     """
-    accounts = _accounts("baton.debug.log_upstream_context()")
+    accounts = _step.accounts_for("baton.debug.log_upstream_context()")
     if not accounts.debug:
         return
     logs = accounts.capture(uuid7())
@@ -133,14 +132,3 @@ def _taken(accounts: Accounts, to: LoggedRequest | None) -> Log | None:
             accounts.open_logs.remove(to._log)
             return to._log
     return None
-
-
-def _accounts(what: str) -> Accounts:
-    try:
-        accounts = _step.attempt_here().accounts
-    except NoWorkflow:
-        raise NoWorkflow(
-            f"{what} is for code that a step runs; no step of a workflow is running here"
-        ) from None
-    assert accounts is not None
-    return accounts

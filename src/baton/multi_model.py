@@ -110,21 +110,17 @@ def model_for(job: Job | str, default: str | None = None, /) -> str:
     default. `model_for(job, default)` is for worker classes.
     """
     if isinstance(job, str):
-        try:
-            args = _step.current().job.args
-        except NoWorkflow:
-            return job
         default = job
-    else:
-        args = job.args
-    found = args.get(_MODEL)
-    if isinstance(found, str):
-        return found
+        try:
+            job = _step.current().job
+        except NoWorkflow:
+            return default
     if not isinstance(default, str):
         raise InvalidOption(
-            "model_for takes the model to ask where none was configured: model_for(job, 'gpt-6.1-sol')"
+            "model_for takes the model to ask where none was configured, behind the job or alone: model_for('gpt-6.1-sol')"
         )
-    return default
+    found = job.args.get(_MODEL)
+    return found if isinstance(found, str) else default
 
 
 @overload

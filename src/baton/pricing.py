@@ -16,7 +16,7 @@ from decimal import Decimal, localcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from baton import _dollars
+from baton import _asked, _dollars
 from baton._usage import Usage
 from baton.errors import InvalidOption
 
@@ -27,6 +27,7 @@ logger = logging.getLogger("baton.pricing")
 
 _MILLION = Decimal(1_000_000)
 _LONGEST_TEXT = 200
+# What no text of the database's can hold.
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class Price:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cost", _dollars.exact("cost", self.cost))
         for name, value in (("source", self.source), ("version", self.version)):
-            if not isinstance(value, str) or len(value) > _LONGEST_TEXT or "\0" in value:
+            if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _asked.UNSTORABLE.search(value):
                 raise InvalidOption(
-                    f"{name} is {value!r}; it must be text of at most {_LONGEST_TEXT} characters"
+                    f"{name} is {value!r:.300}; it must be text of at most {_LONGEST_TEXT} characters that can be stored"
                 )
         if not self.source:
             raise InvalidOption("source is ''; name where the price is from")

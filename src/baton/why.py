@@ -131,6 +131,7 @@ class Facts:
     attempted_at: datetime | None
     node: str
     parked: str | None
+    no_room: str | None
     process_known: bool
     workers: int
     paused_workers: int
@@ -290,6 +291,12 @@ def _before_running(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             Reason.RETRY,
             f"attempt {facts.attempt} of {facts.max_attempts} failed{error}; the next is due {_when(facts)}",
+        )
+    elif facts.no_room is not None and facts.job == "scheduled":
+        yield Cause(
+            Reason.SCHEDULED,
+            f"its model's provider has no room ({error_line(facts.no_room)}); it is asked again {_when(facts)}, which uses no "
+            "attempt",
         )
     elif facts.state is StepState.SCHEDULED:
         yield Cause(Reason.SCHEDULED, f"it is scheduled for {_when(facts)}")

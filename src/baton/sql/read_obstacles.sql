@@ -48,6 +48,7 @@ SELECT
   job.attempted_at AT TIME ZONE 'UTC' AS attempted_at,
   coalesce(job.attempted_by[1], '') AS node,
   left(job.meta ->> 'parked', 2000) AS parked,
+  left(job.meta ->> 'no_room', 500) AS no_room,
   -- A claim is a sign of life, too.
   EXISTS (SELECT FROM producers WHERE producers.uuid = job.attempted_by[2]
             AND greatest(producers.updated_at, job.attempted_at) > timezone('UTC', clock_timestamp()) - make_interval(secs => producers.seconds)

@@ -1,7 +1,8 @@
 -- charge: settle what was reserved with what was used, and add what nobody had asked leave for.
 -- p_calls: JSON array of {workflow_id, reservation, cost_usd, input_tokens, output_tokens}; the reservation is null where there is none,
 -- the others where they are not known: then what was reserved is charged. The first call of a reservation settles it. Whoever calls
--- this sees to it that each call comes once.
+-- this sees to it that each call comes once. A call counts as 10^15 tokens at most, so that what a provider says never leads out of a
+-- bigint, which would refuse the call and all that follow.
 CREATE OR REPLACE FUNCTION /* schema */baton_charge(p_calls jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   budgets bigint[];
@@ -18,7 +19,7 @@ BEGIN
   WITH used AS (
     SELECT given.workflow_id AS workflow, given.cost_usd AS cost,
            CASE WHEN given.input_tokens IS NOT NULL OR given.output_tokens IS NOT NULL
-                THEN coalesce(given.input_tokens, 0) + coalesce(given.output_tokens, 0) END AS tokens,
+                THEN least(coalesce(given.input_tokens, 0)::numeric + coalesce(given.output_tokens, 0), 1e15) END AS tokens,
            CASE WHEN row_number() OVER (PARTITION BY given.reservation ORDER BY given.place) = 1 THEN given.reservation END AS reservation
     FROM ROWS FROM (jsonb_to_recordset(p_calls) AS (
       workflow_id uuid, reservation uuid, cost_usd numeric, input_tokens bigint, output_tokens bigint)
@@ -48,7 +49,9 @@ BEGIN
   SET spent_usd = budget.spent_usd + summed.usd, spent_tokens = budget.spent_tokens + summed.tokens,
       spent_calls = budget.spent_calls + summed.calls, unpriced_calls = budget.unpriced_calls + summed.unpriced,
       reserved_usd = budget.reserved_usd - summed.reserved_usd, reserved_tokens = budget.reserved_tokens - summed.reserved_tokens,
-      reserved_calls = budget.reserved_calls - summed.reserved_calls
+      reserved_calls = budget.reserved_calls - summed.reserved_calls,
+      -- What was charged for a lost call and is given back makes room, as adding does.
+      raised_at = CASE WHEN least(summed.usd, summed.tokens, summed.calls) < 0 THEN clock_timestamp() ELSE budget.raised_at END
   FROM summed WHERE budget.id = summed.budget_id AND budget.id = ANY(budgets);
   DELETE FROM /* schema */workflow_reservations AS reservation
   WHERE reservation.budget_id = ANY(budgets)

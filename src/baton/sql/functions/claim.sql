@@ -15,8 +15,8 @@ BEGIN
     UPDATE /* schema */oban_jobs AS job
     SET state = 'executing', attempt = job.attempt + 1, attempted_at = timezone('UTC', clock_timestamp()),
         attempted_by = ARRAY[p_node, p_producer::text],
-        -- Why it was parked holds no longer; it is parked anew if it does.
-        meta = CASE WHEN job.meta ? 'parked' THEN job.meta - 'parked' ELSE job.meta END
+        -- Why it was parked, or was to wait for a provider, holds no longer; it is said anew if it does.
+        meta = CASE WHEN job.meta ?| ARRAY['parked', 'no_room'] THEN job.meta - ARRAY['parked', 'no_room'] ELSE job.meta END
     FROM locked WHERE job.id = locked.id
     RETURNING job.*
   )

@@ -3,7 +3,7 @@
 -- p_usage: JSON array of rows of workflow_step_stats, with `age`, seconds since the call; `budgeted`; and the `reservation` that was
 -- made for it. p_logs: JSON array of rows of workflow_debug_logs, with their `age`.
 -- Whoever follows the run is told. What budgeted calls used is charged once, in this commit; see charge.
-CREATE OR REPLACE FUNCTION /* schema */baton_record(p_usage jsonb, p_logs jsonb) RETURNS void LANGUAGE plpgsql /* pinned */ AS $$
+CREATE OR REPLACE FUNCTION /* schema */baton_record(p_usage jsonb, p_logs jsonb) RETURNS void LANGUAGE plpgsql /* pinned */ SET lock_timeout = '1s' AS $$
 DECLARE
   charges jsonb;
   steps bigint[];

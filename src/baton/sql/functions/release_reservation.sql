@@ -1,7 +1,7 @@
 -- release_reservation: end reservations of which no usage will come: give back what they held, because nothing was used, or charge it
 -- (p_charged), because nobody knows. One that is settled already, or not there, is left alone.
 CREATE OR REPLACE FUNCTION /* schema */baton_release_reservation(p_ids uuid[], p_charged boolean) RETURNS void
-LANGUAGE plpgsql /* pinned */ AS $$
+LANGUAGE plpgsql /* pinned */ SET lock_timeout = '1s' AS $$
 BEGIN
   PERFORM 1 FROM /* schema */workflow_budgets AS budget
   WHERE budget.id IN (SELECT reservation.budget_id FROM /* schema */workflow_reservations AS reservation WHERE reservation.id = ANY(p_ids))
@@ -22,7 +22,9 @@ BEGIN
   SET reserved_usd = budget.reserved_usd - summed.reserved_usd, reserved_tokens = budget.reserved_tokens - summed.reserved_tokens,
       reserved_calls = budget.reserved_calls - summed.reserved_calls, spent_usd = budget.spent_usd + summed.usd,
       spent_tokens = budget.spent_tokens + summed.tokens, spent_calls = budget.spent_calls + summed.calls,
-      unpriced_calls = budget.unpriced_calls + summed.calls
+      unpriced_calls = budget.unpriced_calls + summed.calls,
+      -- What was charged for a lost call and is given back makes room, as adding does.
+      raised_at = CASE WHEN least(summed.usd, summed.tokens, summed.calls) < 0 THEN clock_timestamp() ELSE budget.raised_at END
   FROM summed WHERE budget.id = summed.budget_id;
 END
 $$;

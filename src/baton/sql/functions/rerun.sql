@@ -88,7 +88,7 @@ BEGIN
     OVERRIDING SYSTEM VALUE
     SELECT step.job_id, CASE step.state WHEN 'held' THEN 'suspended' ELSE 'available' END::/* schema */oban_job_state,
            job.queue, job.worker, job.args,
-           job.meta - ARRAY['parked', 'rescued', 'snoozed', 'cancel_attempted_at'] || jsonb_build_object('workflow_id', p_id),
+           job.meta - ARRAY['parked', 'no_room', 'rescued', 'snoozed', 'cancel_attempted_at'] || jsonb_build_object('workflow_id', p_id),
            job.tags, job.max_attempts, job.priority, timezone('UTC', now())
     FROM /* schema */workflow_nodes AS step
     JOIN /* schema */workflow_nodes AS original ON original.workflow_id = p_workflow AND original.name = step.name

@@ -2,9 +2,10 @@
 -- p_usd null: nobody knows its price. p_id null: nothing is set aside; a step asks whether it may start.
 -- Returns {status}: ok, with whether a budget in dollars let a call pass whose price is not known; late, if the attempt holds its job no
 -- longer; unpriced, with the key of the budget that is strict; or what short_of says. Budgets are locked by id, after jobs and runs.
+-- A budget that somebody holds for long is not waited for: lock_not_available.
 CREATE OR REPLACE FUNCTION /* schema */baton_reserve(
   p_id uuid, p_job_id bigint, p_attempted_at timestamp, p_usd numeric, p_tokens bigint
-) RETURNS jsonb LANGUAGE plpgsql /* pinned */ AS $$
+) RETURNS jsonb LANGUAGE plpgsql /* pinned */ SET lock_timeout = '1s' AS $$
 DECLARE
   step record;
   budgets bigint[];
@@ -18,6 +19,10 @@ BEGIN
   WHERE job.id = p_job_id AND job.state::text = 'executing' AND job.attempted_at = p_attempted_at;
   IF NOT FOUND THEN
     RETURN '{"status": "late"}';
+  END IF;
+  IF p_id IS NULL AND EXISTS (SELECT FROM /* schema */workflow_checkpoints AS checkpoint WHERE checkpoint.step_id = step.id) THEN
+    -- It has paid for calls, which may be all that it needs. It asks before any other.
+    RETURN '{"status": "ok", "blind": false}';
   END IF;
   budgets := ARRAY(
     SELECT budget.id FROM /* schema */workflow_budget_runs AS drawn JOIN /* schema */workflow_budgets AS budget ON budget.id = drawn.budget_id

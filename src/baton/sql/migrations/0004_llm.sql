@@ -83,7 +83,7 @@ CREATE TABLE /* schema */workflow_budget_runs (
 );
 CREATE INDEX workflow_budget_runs_budget ON /* schema */workflow_budget_runs (budget_id);
 
-COMMENT ON COLUMN /* schema */workflow_budgets.raised_at IS 'when something was added or its limits changed: runs that it paused before go on';
+COMMENT ON COLUMN /* schema */workflow_budgets.raised_at IS 'when something was added, or given back, or its limits changed: runs that it paused before go on';
 
 -- What a call that is under way may come to; one row for each budget that it draws on. Gone when it is settled.
 CREATE TABLE /* schema */workflow_reservations (
