@@ -179,18 +179,9 @@ async def test_a_call_that_used_nothing_gives_back_what_was_set_aside(steps: Ste
     await steps.insert(ONE_STEP, budget=Budget(usd=1))
     (attempt,) = await steps.start("a")
     _, id_ = await reserve(steps, attempt, "0.4", 4)
-    await steps.engine.end_reservations([id_], charged=False)
-    await steps.engine.end_reservations([id_], charged=False)
+    await steps.engine.release_reservation(id_)
+    await steps.engine.release_reservation(id_)
     assert await figures(steps) == ("0.0", "0.0", 0, 0, 0, 0)
-
-
-async def test_a_call_of_which_nobody_knows_is_charged_what_was_set_aside(steps: Steps) -> None:
-    await steps.insert(ONE_STEP, budget=Budget(usd=1))
-    (attempt,) = await steps.start("a")
-    _, id_ = await reserve(steps, attempt, "0.4", 4)
-    await steps.engine.end_reservations([id_, uuid4()], charged=True)
-    await steps.engine.end_reservations([id_], charged=True)
-    assert await figures(steps) == ("0.4", "0.0", 4, 0, 1, 0)
 
 
 # --- prices that are not known ----------------------------------------------------------------------
@@ -260,7 +251,7 @@ async def test_an_attempt_that_lives_after_all_is_charged_what_it_used(steps: St
     assert (await reserve(steps, again, "0.6"))[0] == "exhausted"
     assert await figures(steps) == ("0.8", "0.0", 8, 0, 2, 0)
     await charge(steps, run, id_, "0.1", 1)
-    await steps.engine.end_reservations([other], charged=False)
+    await steps.engine.release_reservation(other)
     assert await figures(steps) == ("0.1", "0.0", 1, 0, 1, 0)
     assert await steps.value("SELECT unpriced_calls FROM workflow_budgets") == 0
 
@@ -464,7 +455,7 @@ async def test_a_run_that_paused_for_a_lost_call_goes_on_when_that_turns_out_che
     if charged:
         await charge(steps, run, id_, "0.1", 1)
     else:
-        await steps.engine.end_reservations([id_], charged=False)
+        await steps.engine.release_reservation(id_)
     assert await steps.engine.resume_funded() == 1
 
 

@@ -27,7 +27,7 @@ OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("reserve"), st.integers(0, STEPS - 1), amounts),
         st.tuples(st.just("settle"), st.integers(0, 9), st.none() | amounts),
-        st.tuples(st.just("end"), st.integers(0, 9), st.booleans()),
+        st.tuples(st.just("end"), st.integers(0, 9), st.none()),
         st.tuples(st.just("use"), st.none() | amounts, st.none()),
         st.tuples(st.just("die"), st.integers(0, STEPS - 1), st.none()),
         st.tuples(st.just("add"), st.booleans(), amounts),
@@ -92,13 +92,9 @@ class Books:
             self.give_back_lost(id_)
         self.charge(usd, cost)
 
-    def end(self, id_: UUID, *, charged: bool) -> None:
+    def end(self, id_: UUID) -> None:
         if id_ in self.held:
-            usd, _ = self.held.pop(id_)
-            if charged:
-                self.charge(usd, None)
-        elif id_ in self.lost and charged:
-            del self.lost[id_]
+            del self.held[id_]
         elif id_ in self.lost:
             self.give_back_lost(id_)
 
@@ -184,12 +180,12 @@ class World:
         for one in self.books:
             one.settle(id_, cost)
 
-    def end(self, place: int, charged: bool) -> None:
+    def end(self, place: int, _: None) -> None:
         if self.ids:
             id_ = self.ids[place % len(self.ids)]
-            self.rows("SELECT baton_release_reservation(ARRAY[%s::uuid], %s)", id_, charged)
+            self.rows("SELECT baton_release_reservation(ARRAY[%s::uuid])", id_)
             for one in self.books:
-                one.end(id_, charged=charged)
+                one.end(id_)
 
     def die(self, step: int, _: None) -> None:
         self.rows("UPDATE oban_jobs SET state = 'available' WHERE id = %s RETURNING id", self.jobs[step])

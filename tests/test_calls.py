@@ -505,6 +505,29 @@ async def test_a_pricing_that_raises_leaves_the_cost_unknown(
     assert "no prices today" in caplog.text
 
 
+async def test_a_pricing_that_does_not_answer_leaves_the_cost_unknown_and_holds_up_nothing(
+    baton_dsn: str,
+    db: psycopg.AsyncConnection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_accounts, "_PRICING_SECONDS", 0.1)
+    answers = threading.Event()
+
+    class Silent:
+        def cost(self, usage: Usage, *, at: datetime) -> Price | None:
+            answers.wait()
+            return Price(Decimal(1), "late")
+
+    try:
+        async with Baton(baton_dsn, queues={"default": 1}, pricing=Silent()) as worker:
+            await results(worker, step=in_place)
+    finally:
+        answers.set()
+    assert await used(db) == [("step", 1, None, "a", 2, None)]
+    assert "the pricing did not answer in 0.1 seconds" in caplog.text
+
+
 async def test_a_pricing_is_an_object_with_a_cost() -> None:
     with pytest.raises(InvalidOption, match="pricing"):
         Baton("postgresql://", pricing=3)  # type: ignore[arg-type]

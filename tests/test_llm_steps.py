@@ -110,6 +110,12 @@ def test_a_timeout_is_seconds(timeout: Any) -> None:
         class Never(LLMWorker, timeout=timeout): ...
 
 
+def test_an_option_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidOption, match="'max_attemps'; there are timeout, .*max_attempts"):
+
+        class Misspelt(LLMWorker, max_attemps=3): ...
+
+
 class Slow(LLMWorker, max_attempts=1, timeout=0.05):
     async def process(self, job: Job) -> None:
         await asyncio.Event().wait()

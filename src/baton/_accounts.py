@@ -48,6 +48,8 @@ _STOP_SECONDS = 1.0
 # Of one statement.
 _MOST_ENTRIES = 500
 _MOST_BYTES = 4_000_000
+# For the prices of one statement's calls. A pricing of the user's that takes longer holds up no usage, and no stored call.
+_PRICING_SECONDS = 10.0
 # Kept while the database is away. Captured calls, which are large and no facts, are the first to go.
 _MOST_KEPT = 100_000
 _MOST_KEPT_BYTES = 64_000_000
@@ -566,9 +568,21 @@ class Ledger:
         self._forget(entries, logs)
 
     async def _price(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.cost is not None and not entry.is_priced:
+                entry.price, entry.is_priced = given(entry.cost), True
         unpriced = [entry for entry in entries if not entry.is_priced]
         if unpriced:
-            await asyncio.to_thread(self._ask_for_prices, unpriced)
+            try:
+                await within(_PRICING_SECONDS, asyncio.to_thread(self._ask_for_prices, unpriced))
+            except TimeoutError:
+                logger.error(
+                    "the pricing did not answer in %g seconds; the cost of %d calls is unknown",
+                    _PRICING_SECONDS,
+                    len(unpriced),
+                )
+                for entry in unpriced:
+                    entry.is_priced = True
 
     def cost(self, usage: Usage) -> Decimal | None:
         """What so much would cost now; None is unknown. It may take its time."""
@@ -577,10 +591,7 @@ class Ledger:
 
     def _ask_for_prices(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if entry.cost is not None:
-                entry.price = given(entry.cost)
-            else:
-                entry.price = price_of(self.pricing, entry.usage, at=entry.at)
+            entry.price = price_of(self.pricing, entry.usage, at=entry.at)
             entry.is_priced = True
 
     async def _redact(self, logs: Sequence[Log]) -> None:

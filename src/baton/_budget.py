@@ -133,7 +133,8 @@ def count(option: str, value: object) -> int:
         InvalidOption: It is no whole number from 0 up, or too large.
     """
     if type(value) is not int or not 0 <= value <= _MOST:
-        raise InvalidOption(f"{option} is {value!r}; it must be a whole number from 0 to {_MOST:,}")
+        shown = repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "far too large"
+        raise InvalidOption(f"{option} is {shown}; it must be a whole number from 0 to {_MOST:,}")
     return value
 
 

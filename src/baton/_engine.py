@@ -541,12 +541,10 @@ class Engine:
             return {"status": "waiting"}
         return dict(said)
 
-    async def end_reservations(self, reservation_ids: Sequence[UUID], *, charged: bool) -> None:
-        """Give back what was set aside for calls that used nothing, or charge it where nobody knows."""
+    async def release_reservation(self, reservation_id: UUID) -> None:
+        """Give back what was set aside for a call that used nothing."""
         async with self._waiting_for_budgets:
-            await self._value(
-                "SELECT /* schema */baton_release_reservation(%s::uuid[], %s)", list(reservation_ids), charged
-            )
+            await self._value("SELECT /* schema */baton_release_reservation(%s::uuid[])", [reservation_id])
 
     async def pause_for(
         self, run_id: UUID, budget_id: int, usd: Decimal | None, tokens: int, *, start: bool

@@ -13,6 +13,11 @@ from baton import _answers, _step
 from baton._declare import jittered
 from baton.errors import InvalidOption
 
+# What Oban takes of a worker. Any other keyword it keeps to itself.
+_OPTIONS = frozenset(
+    {"oban", "cron", "queue", "max_attempts", "priority", "tags", "meta", "scheduled_at", "schedule_in"}
+)
+
 type _Process = Callable[[Any, Job], Coroutine[Any, Any, Any]]
 
 
@@ -35,7 +40,7 @@ class LLMWorker:
     be defined, as in any worker of Oban's.
 
     Raises:
-        InvalidOption: `timeout` is no number of seconds above 0.
+        InvalidOption: `timeout` is no number of seconds above 0, or there is no such option.
     """
 
     _seconds: ClassVar[float | None] = None
@@ -46,6 +51,10 @@ class LLMWorker:
             cls._seconds = _checked(options.pop("timeout"))
         if "process" in cls.__dict__:
             cls.process = _answering(cls.process)  # type: ignore[assignment, method-assign]
+        if unknown := options.keys() - _OPTIONS:
+            raise InvalidOption(
+                f"{cls.__name__} has no option {min(unknown)!r}; there are timeout, {', '.join(sorted(_OPTIONS))}"
+            )
         inherited: dict[str, Any] = getattr(cls, "_opts", {"queue": "llm"})
         worker(**{"oban": getattr(cls, "_oban_name", "Oban"), **inherited, **options})(cls)
 

@@ -49,7 +49,7 @@ class Treasury(Protocol):
         tokens: int,
     ) -> Mapping[str, Any]: ...
 
-    async def end_reservations(self, reservation_ids: list[UUID], *, charged: bool) -> None: ...
+    async def release_reservation(self, reservation_id: UUID) -> None: ...
 
     async def pause_for(
         self, run_id: UUID, budget_id: int, usd: Decimal | None, tokens: int, *, start: bool
@@ -165,7 +165,7 @@ async def end(treasury: Treasury, reservation_id: UUID) -> None:
     try:
         while True:
             try:
-                return await treasury.end_reservations([reservation_id], charged=False)
+                return await treasury.release_reservation(reservation_id)
             except LockNotAvailable:
                 if time.monotonic() >= patient_until:
                     raise

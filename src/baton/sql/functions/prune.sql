@@ -56,9 +56,10 @@ BEGIN
     SELECT reservation.budget_id FROM unnest(steps) AS dead (id)
     JOIN /* schema */workflow_reservations AS reservation ON reservation.step_id = dead.id)
   ORDER BY budget.id FOR UPDATE;
-  PERFORM /* schema */baton_release_reservation(ARRAY(
-    SELECT reservation.id FROM unnest(steps) AS dead (id) JOIN /* schema */workflow_reservations AS reservation ON reservation.step_id = dead.id
-  ), true);
+  PERFORM /* schema */baton_charge_lost(ARRAY(
+    SELECT DISTINCT reservation.budget_id FROM unnest(steps) AS dead (id)
+    JOIN /* schema */workflow_reservations AS reservation ON reservation.step_id = dead.id));
+  DELETE FROM /* schema */workflow_reservations AS reservation USING unnest(steps) AS dead (id) WHERE reservation.step_id = dead.id;
   DELETE FROM /* schema */workflow_budget_runs AS drawn USING unnest(ids) AS dead (id) WHERE drawn.workflow_id = dead.id;
   DELETE FROM /* schema */workflow_budgets AS budget USING unnest(ids) AS dead (id) WHERE budget.workflow_id = dead.id;
   DELETE FROM /* schema */workflow_streams AS stream USING unnest(steps) AS dead (id) WHERE stream.step_id = dead.id;

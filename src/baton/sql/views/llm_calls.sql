@@ -22,5 +22,6 @@ SELECT
   stat.latency_ms / 1000 AS latency_seconds,
   stat.cost_usd,
   stat.price_source,
-  stat.price_version
+  stat.price_version,
+  stat.units
 FROM /* schema */workflow_step_stats AS stat
