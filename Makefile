@@ -26,7 +26,7 @@ check: $(STAMP)
 
 test: check
 	@sh tools/browser.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ARGS)

@@ -111,7 +111,7 @@ def test_a_timeout_is_seconds(timeout: Any) -> None:
 
 
 def test_an_option_that_there_is_not_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="'max_attemps'; there are timeout, .*max_attempts"):
+    with pytest.raises(InvalidOption, match=r"'max_attemps'; there are timeout, .*max_attempts"):
 
         class Misspelt(LLMWorker, max_attemps=3): ...
 
