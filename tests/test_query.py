@@ -682,7 +682,7 @@ VIEWS = {
     "baton_llm_calls": "call_id uuid, called_at timestamptz, workflow_id uuid, workflow_name text, step_id int8, step text, "
     "attempt int4, call_key text, provider text, model text, service_tier text, input_tokens int8, output_tokens int8, "
     "cache_read_tokens int8, cache_write_tokens int8, reasoning_tokens int8, latency_seconds float8, cost_usd numeric, "
-    "price_source text, price_version text",
+    "price_source text, price_version text, units jsonb",
 }
 
 
