@@ -11,7 +11,7 @@ help:
 	@echo "make demo    watch the research brief run on an embedded PostgreSQL; ARGS=--ui in a browser, too"
 	@echo "make test    lint, types, layers, tests, wheel and sdist"
 	@echo "make check   lint, types and layers alone"
-	@echo "make bench   Baton beside plain Oban: medians and ratios; ARGS=page for the page in a browser"
+	@echo "make bench   Baton beside plain Oban: medians and ratios; ARGS=page for the page in a browser, ARGS=models for calls of models"
 	@echo "make chaos   three minutes of crashes; ARGS=\"--seed N --seconds S\""
 
 demo: $(STAMP)

@@ -7,6 +7,7 @@ and synchronous_commit on. Ratios within one run mean something, absolute number
     make bench                   print the table
     make bench ARGS=--write      put it into README.md as well
     make bench ARGS=page         measure the page in a browser instead: bench/page.py
+    make bench ARGS=models       measure what calls of models cost besides: bench/models.py
 """
 
 import asyncio
@@ -278,5 +279,9 @@ if __name__ == "__main__":
         from bench import page
 
         page.main()
+    elif "models" in sys.argv:
+        from bench import models
+
+        models.main()
     else:
         main()
